@@ -1,0 +1,3 @@
+from repnoise.cli import main
+
+main()
