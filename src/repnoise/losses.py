@@ -1,0 +1,108 @@
+"""The mathematics of the objective on plain tensors: no model, no trainer.
+
+Notation: B rows, T tokens a row, D width, V vocabulary, N completion tokens of a batch, n samples of a kernel estimate.
+Labels are token ids aligned with the input, -100 where a token is not to be predicted (prompt and padding).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+IGNORE = -100
+KERNEL_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)
+LOGITS_AT_ONCE = 2**25
+"""Logits that may exist at one time in `read_out_ce` (128 MiB in fp32)."""
+
+
+def next_token(labels: Tensor) -> Tensor:
+    """What position t has to predict: the labels (B, T) moved one to the left, the last column ignored."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+
+
+def causal_ce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the labelled tokens, as a scalar in fp32.
+
+    `logits` (B, T, V), `labels` (B, T). Labels are masked, never logits, so the first completion token (predicted from
+    the last prompt token) counts like any other and so does token id 0. No labelled token at all gives NaN.
+    """
+    return F.cross_entropy(logits.flatten(0, 1).float(), next_token(labels).flatten(), ignore_index=IGNORE)
+
+
+def read_out_ce(read_out: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of `targets` (N,) under `read_out(states)`, where `states` is (N, D).
+
+    `read_out` maps (n, D) to logits (n, V). Where there are more than LOGITS_AT_ONCE of them, they are made a chunk of
+    that size at a time and made again in the backward pass. The bound holds for one call: concatenate the states of
+    several layers instead of calling it for each.
+    """
+
+    def summed_ce(rows: Tensor, ids: Tensor) -> Tensor:
+        return F.cross_entropy(read_out(rows).float(), ids, reduction="sum")
+
+    # The vocabulary's size is known only to `read_out`: one row tells it, without a gradient.
+    with torch.no_grad():
+        vocabulary = read_out(states[:1]).shape[-1] if len(states) else 1
+    rows = max(1, LOGITS_AT_ONCE // vocabulary)
+    if len(states) <= rows:
+        return summed_ce(states, targets) / len(states)
+    chunks = zip(states.split(rows), targets.split(rows), strict=True)
+    return torch.stack([checkpoint(summed_ce, x, y, use_reentrant=False) for x, y in chunks]).sum() / len(states)
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """All pairwise squared Euclidean distances (n, n) of the rows of `x` (n, D), through one Gram matrix.
+
+    Rows are centred first, which changes no distance and keeps the cancellation in ||a||^2 + ||b||^2 - 2ab small.
+    The diagonal is exactly zero.
+    """
+    x = x - x.detach().mean(0)
+    norms = x.square().sum(-1)
+    distances = (norms[:, None] + norms[None, :] - 2 * (x @ x.T)).clamp_min(0)
+    return distances.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
+
+
+def mmd2(x: Tensor, y: Tensor, multipliers: Sequence[float] = KERNEL_MULTIPLIERS, unbiased: bool = False) -> Tensor:
+    """Squared maximum mean discrepancy between samples `x` (n, D) and `y` (m, D), a scalar in at least fp32.
+
+    The kernel is the sum over `multipliers` of exp(-||a - b||^2 / (multiplier * bandwidth)), the bandwidth being the
+    detached mean of all squared distances between different samples of both sets (paper section 3, after Wang et al.
+    2021). The default is the biased V-statistic of the paper: never negative, and about `mmd2_floor` when both samples
+    come from one Gaussian. `unbiased` leaves out each sample's similarity with itself: zero in the mean then, at times
+    negative; for analysis.
+    """
+    n, m = len(x), len(y)
+    if min(n, m) < 2:
+        raise ValueError(f"MMD needs at least two samples on each side, got {n} and {m}.")
+    both = torch.cat([x, y]) if x.dtype == y.dtype == torch.float64 else torch.cat([x.float(), y.float()])
+    # Under autocast the Gram product would run in 16 bits, whose rounding is larger than the distances' differences.
+    with torch.autocast(both.device.type, enabled=False):
+        distances = squared_distances(both)
+        bandwidth = distances.detach().sum() / ((n + m) * (n + m - 1))
+        # Above 0 with room to spare, so that samples that are all equal have a gradient of 0 and not 0 * infinity.
+        relative = distances / bandwidth.clamp_min(torch.finfo(distances.dtype).tiny ** 0.5)
+        kernel = torch.stack([torch.exp(-relative / multiplier) for multiplier in multipliers]).sum(0)
+    between = kernel[:n, n:].mean()
+    if not unbiased:
+        return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * between
+    on_diagonal = len(multipliers)
+    within_x = (kernel[:n, :n].sum() - n * on_diagonal) / (n * (n - 1))
+    within_y = (kernel[n:, n:].sum() - m * on_diagonal) / (m * (m - 1))
+    return within_x + within_y - 2 * between
+
+
+def mmd2_floor(n: int, m: int, dimension: int, multipliers: Sequence[float] = KERNEL_MULTIPLIERS) -> float:
+    """What the biased `mmd2` still shows when both samples come from one Gaussian in `dimension` dimensions.
+
+    Each sample is perfectly similar to itself, which only the within-set means contain: the excess is
+    (1/n + 1/m) (k(a, a) - E k(a, b)). With the bandwidth at its mean, ||a - b||^2 / bandwidth is chi-squared over its
+    degrees of freedom, whose Laplace transform is (1 + 2 s / D)^(-D/2). For n = m and large D: 2 (5 - 1.907) / n.
+    """
+    half = dimension / 2
+    similarity = sum(math.exp(-half * math.log1p(1 / (multiplier * half))) for multiplier in multipliers)
+    return (1 / n + 1 / m) * (len(multipliers) - similarity)
