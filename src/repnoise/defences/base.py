@@ -1,0 +1,64 @@
+"""What a defence is: hyper-parameters, and one method that turns a batch of pairs into a loss."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from repnoise.errors import RepnoiseError
+from repnoise.losses import IGNORE, causal_ce, next_token
+
+Batch = Mapping[str, Tensor]
+"""`input_ids`, `attention_mask` and `labels`, each (B, T) int64, right-padded; labels are -100 off the completion."""
+
+Terms = dict[str, Tensor]
+"""Detached scalars to be logged by name."""
+
+
+@dataclass(frozen=True)
+class Defence(ABC):
+    """A frozen dataclass of hyper-parameters: `dataclasses.asdict` of it is what is logged, stored and shown.
+
+    Subclasses are final and add nothing but fields, `loss` and private helpers.
+    """
+
+    @abstractmethod
+    def loss(
+        self, model: nn.Module, harmless: Batch, harmful: Batch, retain: Batch | None = None
+    ) -> tuple[Tensor, Terms]:
+        """The scalar to minimise on one batch of pairs, and its terms.
+
+        Row i of `harmless` and of `harmful` is the same prompt with its two completions; `retain` is a batch of general
+        harmless examples, absent when the user has none. Randomness comes from torch's default generators only, whose
+        state a checkpoint carries, so that a resumed run repeats an uninterrupted one.
+        """
+
+
+def completion_ce(model: nn.Module, batch: Batch) -> Tensor:
+    """Token-mean cross-entropy of the completions of a batch under the model, in nats.
+
+    Raises RepnoiseError if there is no completion token in it.
+    """
+    require_completion(batch)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    return causal_ce(logits, batch["labels"])
+
+
+def require_completion(batch: Batch) -> None:
+    """Raise RepnoiseError if a batch has no token to predict: its loss would be NaN."""
+    if not (next_token(batch["labels"]) != IGNORE).any():
+        raise RepnoiseError(
+            "A batch has no completion token to learn from: check that no completion is empty, and that prompts leave "
+            "room for them within --max-length."
+        )
+
+
+def require_weights(**weights: float) -> None:
+    """Raise RepnoiseError unless every weight is finite and not negative, which would turn its term around."""
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise RepnoiseError(f"{name} must be 0 or more, not {weight}.")

@@ -1,0 +1,157 @@
+"""Representation Noising (Rosati et al., NeurIPS 2024), with the masks, estimators and averages done right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from repnoise.defences.base import Batch, Defence, Terms, completion_ce, require_completion, require_weights
+from repnoise.errors import RepnoiseError
+from repnoise.hidden_states import Decoder, Site, captured, fill, find_decoder, require_gradient
+from repnoise.losses import IGNORE, KERNEL_MULTIPLIERS, mmd2, mmd2_floor, next_token, read_out_ce
+
+Samples = Literal["tokens", "sequences"]
+
+
+@dataclass(frozen=True)
+class RepNoise(Defence):
+    """Push what the model computes on harmful completions towards Gaussian noise, and its predictions away from them.
+
+        loss = stability + noise_weight * noise - ascent_weight * log(1 + ascent)
+
+    (paper eq. 5 and Algorithm 1; the paper's alpha and beta trade places between the two, hence the plain names.)
+
+    - stability: cross-entropy of the harmless completions, plus `retain_weight` times that of general harmless data.
+    - noise: mean over `layers` of the multi-kernel MMD^2 between the activations of the harmful completion's tokens at
+      `site` and draws from N(0, noise_scale^2 I). It cannot fall below `noise_floor`, which is logged beside it.
+    - ascent: mean over `layers` of the cross-entropy of the harmful completion read out of the residual state after
+      the layer through final norm and unembedding (the lens); only the last layer with `lens=False`.
+
+    Attributes:
+        noise_weight: weight of the noise term (beta of the paper's code).
+        ascent_weight: weight of the ascent term (alpha of the paper's code).
+        retain_weight: weight of the general harmless data beside the paired harmless completions.
+        layers: indices of the layers that are noised and read by the lens; None for all, negative from the end.
+        site: where noise is put: the "mlp" output before it joins the residual stream (paper), the "attention" output,
+            or the "residual" state itself.
+        samples: "tokens": each completion token is a sample in D dimensions; "sequences": each row, flattened to
+            T * D with everything but the completion set to zero, as in the paper (needs at least two rows).
+        noise_scale: standard deviation of the target noise; the paper's is 1.
+        kernel_multipliers: bandwidths of the kernel as multiples of the mean squared distance.
+        max_samples: at most so many token samples a layer and step, drawn anew each step; None for all.
+        lens: ascent at every chosen layer (paper) or at the last only.
+        final_norm: whether the lens goes through the final norm, as the model's own last state does.
+        detach_unembedding: keep ascent from moving the final norm and the unembedding themselves.
+        log_ascent: log(1 + ascent) (published code) or plain ascent, which can grow without bound.
+    """
+
+    noise_weight: float = 4.0
+    ascent_weight: float = 0.1
+    retain_weight: float = 1.0
+    layers: tuple[int, ...] | None = None
+    site: Site = "mlp"
+    samples: Samples = "tokens"
+    noise_scale: float = 1.0
+    kernel_multipliers: tuple[float, ...] = KERNEL_MULTIPLIERS
+    max_samples: int | None = 512
+    lens: bool = True
+    final_norm: bool = True
+    detach_unembedding: bool = False
+    log_ascent: bool = True
+
+    def __post_init__(self) -> None:
+        require_weights(
+            noise_weight=self.noise_weight, ascent_weight=self.ascent_weight, retain_weight=self.retain_weight
+        )
+        for name, options in (("site", get_args(Site)), ("samples", get_args(Samples))):
+            if (value := getattr(self, name)) not in options:
+                raise RepnoiseError(f"{name} must be one of {', '.join(options)}, not {value!r}.")
+        if not (math.isfinite(self.noise_scale) and self.noise_scale > 0):
+            raise RepnoiseError(f"noise_scale must be above 0, not {self.noise_scale}.")
+        if not self.kernel_multipliers or not all(math.isfinite(m) and m > 0 for m in self.kernel_multipliers):
+            raise RepnoiseError(f"kernel_multipliers must be numbers above 0, not {self.kernel_multipliers}.")
+        if self.max_samples is not None and self.max_samples < 2:
+            raise RepnoiseError(f"max_samples must be at least 2 (or None for all), not {self.max_samples}.")
+        if self.layers is not None and len(self.layers) == 0:
+            raise RepnoiseError("layers must name at least one layer (or be None for all).")
+
+    def loss(
+        self, model: nn.Module, harmless: Batch, harmful: Batch, retain: Batch | None = None
+    ) -> tuple[Tensor, Terms]:
+        require_completion(harmful)
+        stability = completion_ce(model, harmless)
+        terms = {"stability": stability}
+        if retain is not None:
+            terms["retain"] = completion_ce(model, retain)
+            stability = stability + self.retain_weight * terms["retain"]
+
+        decoder = find_decoder(model)
+        chosen = decoder.choose(self.layers)
+        read = chosen if self.lens else [len(decoder.layers) - 1]
+        noised = decoder.modules_at(self.site, chosen)
+        ids, labels = harmful["input_ids"], harmful["labels"]
+        with captured([*noised, *decoder.modules_at("residual", read)], rows=len(ids)) as states:
+            fill(model, ids, harmful["attention_mask"])
+        activations, residuals = states[: len(noised)], states[len(noised) :]
+        require_gradient(activations, f"{self.site} activations")
+
+        noise, floor = self._noise(activations, labels)
+        ascent = self._ascent(decoder, residuals, labels)
+        reward = torch.log1p(ascent) if self.log_ascent else ascent
+        loss = stability + self.noise_weight * noise - self.ascent_weight * reward
+        terms |= {"noise": noise, "noise_floor": noise.new_tensor(floor), "ascent": ascent}
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def _noise(self, activations: list[Tensor], labels: Tensor) -> tuple[Tensor, float]:
+        """Mean over layers of MMD^2 to fresh Gaussian draws, and the value it would have if they were Gaussian."""
+        completion = labels != IGNORE
+        width = activations[0].shape[-1]
+        if self.samples == "tokens":
+            picked = self._pick(completion)
+            n, dimension = len(picked), width
+        else:
+            # Rows differ in their number of dimensions; the floor hardly depends on it when it is large.
+            picked, n, dimension = None, len(labels), width * max(1, int(completion.sum()) // len(labels))
+        if n < 2:
+            raise RepnoiseError(
+                f"Noise compares samples with one another, and a batch has only {n} of the kind {self.samples!r}: "
+                "raise --batch-size."
+            )
+        distances = [self._distance(activation, completion, picked) for activation in activations]
+        return torch.stack(distances).mean(), mmd2_floor(n, n, dimension, self.kernel_multipliers)
+
+    def _distance(self, activation: Tensor, completion: Tensor, picked: Tensor | None) -> Tensor:
+        """MMD^2 between one layer's samples and as many draws: the picked tokens, or (None) whole sequences."""
+        if picked is not None:
+            x = activation[completion][picked].float()
+            y = torch.randn_like(x)
+        else:
+            mask = completion[..., None]
+            x = (activation.float() * mask).flatten(1)
+            y = (torch.randn_like(activation, dtype=torch.float32) * mask).flatten(1)
+        return mmd2(x, y * self.noise_scale, self.kernel_multipliers)
+
+    def _pick(self, completion: Tensor) -> Tensor:
+        """Which completion tokens are samples in this step: the same ones for every layer."""
+        count = int(completion.sum())
+        if self.max_samples is None or count <= self.max_samples:
+            return torch.arange(count, device=completion.device)
+        return torch.randperm(count, device=completion.device)[: self.max_samples]
+
+    def _ascent(self, decoder: Decoder, residuals: list[Tensor], labels: Tensor) -> Tensor:
+        """Mean over the read layers of the lens' cross-entropy on the completion's tokens.
+
+        Every layer has the same number of tokens, so the mean over layers is one mean over all their states.
+        """
+        targets = next_token(labels)
+        predicting = targets != IGNORE
+
+        def read_out(states: Tensor) -> Tensor:
+            return decoder.read_out(states, self.final_norm, self.detach_unembedding)
+
+        states = torch.cat([residual[predicting] for residual in residuals])
+        return read_out_ce(read_out, states, targets[predicting].repeat(len(residuals)))

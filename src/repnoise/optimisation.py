@@ -1,0 +1,75 @@
+"""How a model is optimised: the settings alone, for configs that must be cheap to import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from repnoise.errors import RepnoiseError
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is optimised.
+
+    Weights are kept in fp32 whatever `precision` is: in bf16, updates smaller than half a unit in the last place are
+    lost. The batch is that of the method: its loss is not additive over smaller ones (logarithm of a mean, MMD of a
+    sample), so `accumulation` takes the mean of the losses of several batches instead of dividing one, and nothing
+    shrinks a batch on its own.
+
+    Attributes:
+        learning_rate: peak learning rate.
+        steps: optimiser steps; None to derive them from `epochs`.
+        epochs: passes over the training examples, used when `steps` is None.
+        batch_size: pairs (defence) or examples (attack) in one loss.
+        accumulation: losses averaged in one optimiser step.
+        optimizer: any name of transformers' `optim`.
+        schedule: any name of transformers' `lr_scheduler_type`.
+        warmup: share of the steps with a rising learning rate.
+        weight_decay: decoupled weight decay.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        precision: "bf16" computes in bfloat16 over fp32 weights.
+        gradient_checkpointing: recompute activations in the backward pass (always the non-re-entrant kind).
+        lora_rank: rank of the low-rank adapters that are trained instead of the weights, on every linear map of the
+            decoder layers, and merged when the run is saved; None trains all weights.
+        lora_alpha: scale of the adapters, divided by their rank.
+        seed: of data order, dropout and noise.
+        save_every: steps between checkpoints; None for no checkpoints.
+        report_to: trackers of transformers: "tensorboard", "trackio", "wandb".
+    """
+
+    learning_rate: float = 2e-5
+    steps: int | None = None
+    epochs: float = 1.0
+    batch_size: int = 8
+    accumulation: int = 1
+    optimizer: str = "adamw_torch_fused"
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    lora_rank: int | None = None
+    lora_alpha: int = 32
+    seed: int = 0
+    save_every: int | None = 500
+    report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "batch_size", "accumulation"):
+            if not getattr(self, name) > 0:
+                raise RepnoiseError(f"training.{name} must be above 0, not {getattr(self, name)}.")
+        if (self.steps if self.steps is not None else self.epochs) <= 0:
+            raise RepnoiseError("A training needs steps or epochs above 0.")
+
+    def total_steps(self, examples: int) -> int:
+        """Optimiser steps of a run over so many examples."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, math.ceil(self.epochs * examples / (self.batch_size * self.accumulation)))
+
+    def examples_seen(self, examples: int) -> int:
+        """Examples that a run draws in all its steps."""
+        return self.total_steps(examples) * self.batch_size * self.accumulation
