@@ -1,0 +1,39 @@
+"""The two records that everything else is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TemplateName = Literal["auto", "chat", "plain", "none"]
+"""Prompt template: the tokenizer's chat template, "Question: ... Answer: ...", nothing, or what fits."""
+
+LossOn = Literal["completion", "all"]
+"""Which tokens of an example are trained on."""
+
+SPLITS = ("defence", "attack", "covered", "uncovered")
+"""Every paired data set is divided four ways, by prompt, without overlap.
+
+`defence` and `attack` are what each side trains on. The other two are held out from the attacker and are what
+resistance is measured on: `covered` pairs are also in the defender's data (the defender knew what was to be removed),
+`uncovered` pairs are in nobody's (generalization, the third immunization condition).
+"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt with a harmful and a harmless completion."""
+
+    prompt: str
+    harmful: str
+    harmless: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with one completion: harmless answers, benign tasks, and what an attack trains on."""
+
+    prompt: str
+    completion: str
+    category: str = ""
