@@ -1,0 +1,140 @@
+"""`repnoise defend`: a model, paired data and a defence -> a run with the defended model."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from torch import nn
+
+from repnoise.data.collators import PairCollator
+from repnoise.data.mixtures import epochs
+from repnoise.data.sources import PairedData
+from repnoise.data.tokenization import Codec
+from repnoise.defences import DEFENCES, Defence, RepNoise
+from repnoise.errors import RepnoiseError
+from repnoise.evaluate import EvaluateConfig, Evaluating, measure, parent_of
+from repnoise.hidden_states import check_lens
+from repnoise.inputs import FLAT, Inputs
+from repnoise.modeling import LoadedModel, merged, randomly_initialised, save, weights_fingerprint
+from repnoise.optimisation import Training
+from repnoise.runs import Run, fingerprint, open_run, recording, write_rows
+from repnoise.training import train
+
+
+@dataclass(frozen=True)
+class DefendConfig:
+    """Immunise a model.
+
+    Attributes:
+        inputs: model and data.
+        defence: the method with its hyper-parameters.
+        training: optimiser settings.
+        covered: let the defender see the covered half of the held-out pairs, so that both halves can be compared.
+        withhold: categories of harm kept from the defender.
+        evaluating: how the defended model is measured afterwards.
+    """
+
+    inputs: Annotated[Inputs, FLAT] = field(default_factory=Inputs)
+    defence: Annotated[Defence, FLAT] = field(default_factory=RepNoise)
+    training: Annotated[Training, FLAT] = field(default_factory=Training)
+    covered: bool = True
+    withhold: tuple[str, ...] = ()
+    evaluating: Annotated[Evaluating, FLAT] = field(default_factory=Evaluating)
+
+
+def presets() -> dict[str, DefendConfig]:
+    """The defences of `repnoise list defences` on the sandbox, as configs to start from."""
+    return {name: DefendConfig(defence=defence, training=training) for name, (_, defence, training) in DEFENCES.items()}
+
+
+def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool = False, progress: bool = False) -> Run:
+    """Train the defence and write the run: model, log, metrics. A finished run of the same config is left as it is.
+
+    Raises RepnoiseError for bad input, an unreadable architecture, a directory of another run, or a term that is not
+    finite; whatever was finished stays on disk.
+    """
+    loaded, data, codec = config.inputs.open()
+    pairs = data.defender_pairs(config.covered, config.withhold)
+    parent = parent_of(config.inputs, loaded)
+    facts = {"pairs": {"rows": len(pairs), "fingerprint": fingerprint(pairs)}}
+    facts["retain"] = {"rows": len(data.retain), "fingerprint": fingerprint(data.retain)}
+    run = open_run(
+        output_dir, "defence", name or type(config.defence).__name__, config, resume, parent=parent, data=facts
+    )
+    if run.finished:
+        return run
+    with recording(run):
+        examples = training_examples(codec, data, config)
+        collator = PairCollator(loaded.tokenizer.pad_token_id)
+        check = collator(examples[:1])["harmful"]
+        check_lens(loaded.model, *(check[key].to(loaded.model.device) for key in ("input_ids", "attention_mask")))
+        model, log = train(
+            loaded.model,
+            examples,
+            collator,
+            lambda model, batch: config.defence.loss(model, **batch),
+            config.training,
+            run.checkpoints,
+            resume,
+            progress=run.record["name"] if progress else None,
+        )
+        defended = keep_model(run, model, loaded, log)
+        run.update(metrics=measure(defended, codec, data, config.evaluating, run.path / "evaluations"))
+    return run
+
+
+def initialise(output_dir: Path, name: str, seed: int = 0, inputs: Inputs | None = None) -> Run:
+    """The two controls as runs, measured like a defence: "undefended" is the model as it is; "random-initialisation"
+    has its shape and knows nothing, so no attack can recover anything from it: the limit of any defence."""
+    inputs = inputs or Inputs()
+    evaluating = Evaluating()
+    loaded, data, codec = inputs.open()
+    config = EvaluateConfig(inputs, evaluating)
+    parent = parent_of(inputs, loaded)
+    run = open_run(output_dir, "initialisation", name, config, parent=parent, seed=seed)
+    if run.finished:
+        return run
+    with recording(run):
+        if name == "random-initialisation":
+            loaded = randomly_initialised(loaded, seed)
+        kept = keep_model(run, loaded.model, loaded, [])
+        run.update(metrics=measure(kept, codec, data, evaluating, run.path / "evaluations"))
+    return run
+
+
+def training_examples(codec: Codec, data: PairedData, config: DefendConfig) -> list[dict[str, Any]]:
+    """Tokenized pairs, each with a general harmless example where there are any, in the order of training."""
+    pairs = data.defender_pairs(config.covered, config.withhold)
+    rows = [
+        {"harmless": codec.row(pair.prompt, pair.harmless), "harmful": codec.row(pair.prompt, pair.harmful)}
+        for pair in pairs
+    ]
+    if len(rows) < config.training.batch_size:
+        raise RepnoiseError(
+            f"There are {len(rows)} pairs for the defence and a batch is {config.training.batch_size}: lower "
+            "--batch-size or give more data."
+        )
+    count = config.training.examples_seen(len(rows))
+    ordered = epochs(rows, count, config.training.seed)
+    if not data.retain:
+        return ordered
+    retain = [codec.row(example.prompt, example.completion) for example in data.retain]
+    return [
+        row | {"retain": extra}
+        for row, extra in zip(ordered, epochs(retain, count, config.training.seed + 1), strict=True)
+    ]
+
+
+def keep_model(run: Run, model: nn.Module, start: LoadedModel, log: list[dict[str, Any]]) -> LoadedModel:
+    """Write the trained model and the log; the checkpoints have served their purpose then."""
+    trained = merged(model)
+    partial = run.path / "model.partial"
+    save(trained, start.tokenizer, partial)
+    shutil.rmtree(run.model, ignore_errors=True)
+    partial.rename(run.model)
+    write_rows(run.path / "log.jsonl", log)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return LoadedModel(trained, start.tokenizer, weights_fingerprint(str(run.model)), start.context)
