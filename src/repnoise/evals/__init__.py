@@ -1,0 +1,1 @@
+"""Evaluations: what is asked, how text is generated, which numbers come of it."""
