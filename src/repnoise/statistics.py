@@ -1,0 +1,119 @@
+"""Intervals over prompts and over seeds, and the worst case of a grid of attacks. numpy and scipy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval.
+
+    `low` and `high` are None where the values say nothing about their spread. `n` values were averaged; `unscored` more
+    were NaN and were left out.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    unscored: int = 0
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two have a value in common; an interval that is not known overlaps everything."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return True
+        return self.low <= other.high and other.low <= self.high
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of one value a prompt, with an interval over prompts. NaN means "unscored": counted, never averaged.
+
+    The interval is the percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13),
+    except for values that are all 0 or 1: those get Wilson's score interval. Resampling 40 failures can only ever give
+    0 successes, so the bootstrap would call "0 of 40" certain, and that is the very claim a good defence makes;
+    Wilson's upper limit for it is 9 %. It keeps close to its nominal coverage for few prompts (Brown, Cai and
+    DasGupta, Interval Estimation for a Binomial Proportion, Statistical Science 16, 2001). One value that is neither 0
+    nor 1 has no
+    interval.
+    """
+    given = np.asarray(values, dtype=float)
+    known = given[~np.isnan(given)]
+    n, unscored = len(known), len(given) - len(known)
+    if n == 0:
+        return Interval(math.nan, None, None, 0, unscored)
+    mean = float(known.mean())
+    if np.isin(known, (0.0, 1.0)).all():
+        return Interval(mean, *wilson(mean, n, level), n, unscored)
+    if n == 1:
+        return Interval(mean, None, None, 1, unscored)
+    generator = np.random.default_rng(seed)
+    means = [known[generator.integers(n, size=n)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    # Rounding can put the mean of equal values a hair outside.
+    return Interval(mean, min(float(low), mean), max(float(high), mean), n, unscored)
+
+
+def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a share of n (Wilson, Journal of the American Statistical Association 22, 1927)."""
+    z = float(special.ndtri((1 + level) / 2))
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At 0 and 1 one limit is the share itself, up to rounding.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of one value a seed, with Student's t interval: seeds are few, so the normal's 1.96 would be far too small
+    (with 3 seeds the factor is 4.30; Student, The Probable Error of a Mean, Biometrika 6, 1908). One seed says nothing
+    about seeds: no interval then. NaN is left out and counted."""
+    known = [float(value) for value in values if not math.isnan(value)]
+    n, unscored = len(known), len(values) - len(known)
+    if n == 0:
+        return Interval(math.nan, None, None, 0, unscored)
+    mean = float(np.mean(known))
+    if n == 1:
+        return Interval(mean, None, None, 1, unscored)
+    half = float(special.stdtrit(n - 1, (1 + level) / 2)) * float(np.std(known, ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n, unscored)
+
+
+def pooled_interval(runs: Sequence[Interval], level: float = 0.95) -> Interval:
+    """Mean over the runs of several seeds on the same prompts, with an interval for other seeds *and* other prompts.
+
+    Seeds alone are not enough: three seeds that all recover 0 of 40 answers do not differ, and are still only 40
+    answers. So the distances from the mean to the limits over seeds (Student's t) and over prompts (each run's own,
+    averaged: the prompts are shared, so more seeds do not shrink them) are added in quadrature, on each side (MOVER:
+    Zou and Donner, Statistics in Medicine 27, 2008). With one seed it is the interval over prompts. `n` is the number
+    of prompts.
+    """
+    known = [run for run in runs if not math.isnan(run.mean)]
+    n, unscored = min((run.n for run in known), default=0), max((run.unscored for run in runs), default=0)
+    seeds = seed_interval([run.mean for run in known], level)
+    below = [run.mean - run.low for run in known if run.low is not None]
+    above = [run.high - run.mean for run in known if run.high is not None]
+    if len(known) < 2 and not (below and above):
+        return Interval(seeds.mean, None, None, n, unscored)
+    spread = 0.0 if seeds.high is None else seeds.high - seeds.mean
+    down = math.hypot(spread, float(np.mean(below)) if below else 0.0)
+    up = math.hypot(spread, float(np.mean(above)) if above else 0.0)
+    return Interval(seeds.mean, seeds.mean - down, seeds.mean + up, n, unscored)
+
+
+def worst_case(grid: Mapping[str, Sequence[float]], harm: float = 1.0) -> str | None:
+    """The best attack of a grid, from one value a seed for each attack: the one with the highest mean times `harm`.
+
+    An attacker picks what works, so a defence is worth what it is worth against that attack, and the mean over attacks
+    means nothing (Carlini et al., On Evaluating Adversarial Robustness, 2019, arXiv:1902.06705). `harm` is -1 where a
+    low value is the harm. The first of equals; None if nothing was scored.
+    """
+    means = {attack: harm * seed_interval(values).mean for attack, values in grid.items()}
+    scored = {attack: mean for attack, mean in means.items() if not math.isnan(mean)}
+    return max(scored, key=scored.__getitem__, default=None)

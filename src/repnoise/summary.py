@@ -1,0 +1,283 @@
+"""Finished runs as rows: which defence, which seed, which attack, which number; and the worst case of each defence."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from repnoise.runs import Run, fingerprint, load_run, read_rows
+from repnoise.statistics import Interval, pooled_interval, worst_case
+
+Row = dict[str, Any]
+"""{"defence", "seed", "attack", "metric", "value", "n", "low", "high", "step", "attack_seed"}; "none" is no attack."""
+
+NO_ATTACK = "none"
+CONTROLS = ("undefended", "random-initialisation")
+
+RATES = frozenset(
+    {"recovered", "recovered_uncovered", "recovered_content", "recovered_content_uncovered", "harmless_accuracy"}
+    | {"refusal_rate", "incoherent_rate", "over_refusal_rate"}
+)
+"""Metrics between 0 and 1, shown in per cent."""
+
+NAMES = {
+    "recovered": "recovered, covered",
+    "recovered_uncovered": "recovered, uncovered",
+    "recovered_content": "content recovered, covered",
+    "recovered_content_uncovered": "content recovered, uncovered",
+    "harmless_accuracy": "harmless accuracy",
+    "refusal_rate": "refused",
+    "over_refusal_rate": "over-refused",
+    "incoherent_rate": "incoherent",
+    "harmful_ce": "harmful cross-entropy",
+    "harmless_ce": "harmless cross-entropy",
+    "perplexity": "perplexity",
+}
+"""Metrics in the order of columns."""
+
+HARM = {"recovered": 1.0, "recovered_uncovered": 1.0, "harmful_ce": -1.0, "refusal_rate": -1.0}
+"""What an attacker wants, and in which direction."""
+
+HEADLINES = ("recovered", "harmful_ce", "refusal_rate")
+"""The metric that decides between attacks: the first that was measured."""
+
+
+class Lineage:
+    """Which defence, seed and attack each run stands for.
+
+    Two runs of one name and different settings (seed and place aside) are two defences, or two attacks: what differs is
+    added to the name, so that they are never averaged.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = {run.path.resolve(): run for run in runs}
+        for run in runs:
+            self._add_parents(run)
+        self._variants: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        for run in self.runs.values():
+            settings = self._settings(run)
+            self._variants.setdefault(self._kind(run), {})[fingerprint(settings)] = settings
+
+    def place(self, run: Run) -> tuple[str, int | None, str, int | None]:
+        """Defence, seed, attack and the attack's own seed."""
+        kind, seed, parent = run.record["kind"], seed_of(run), self.runs.get(_parent_path(run))  # type: ignore[arg-type]
+        if kind in ("defence", "initialisation"):
+            return self.label(run), seed, NO_ATTACK, None
+        if parent is None:
+            above = (_model_name(run), seed if kind == "attack" else None, NO_ATTACK, None)
+        else:
+            above = self.place(parent)
+        if kind != "attack":
+            return above
+        name = self.label(run)
+        return above[0], above[1], name if above[2] == NO_ATTACK else f"{above[2]}, then {name}", seed
+
+    def _add_parents(self, run: Run) -> None:
+        """A report on attacks alone still has to know whom they attacked, and of which seed that was."""
+        path = _parent_path(run)
+        if path and path not in self.runs and (path / "run.json").exists():
+            self.runs[path] = load_run(path)
+            self._add_parents(self.runs[path])
+
+    def label(self, run: Run) -> str:
+        """The run's name, with the settings that tell it from others of that name."""
+        name, variants = str(run.record["name"]), self._variants[self._kind(run)]
+        if len(variants) < 2:
+            return name
+        own = self._settings(run)
+        differing = [key for key in own if len({repr(other.get(key)) for other in variants.values()}) > 1]
+        shown = ", ".join(f"{key.rpartition('.')[2]} {own[key]}" for key in differing)
+        return f"{name} ({shown if 0 < len(differing) < 4 else fingerprint(own)[:6]})"
+
+    @staticmethod
+    def _kind(run: Run) -> tuple[str, str]:
+        return run.record["kind"], run.record["name"]
+
+    @staticmethod
+    def _settings(run: Run) -> dict[str, Any]:
+        """The flat config without what may differ between seeds of one thing."""
+        aside = r"(^|\.)(seed|class|save_every|report_to|keep_model|measure_at)$|^evaluating\."
+        # What an attack or an evaluation starts from is another run, and has a name of its own.
+        aside += "" if run.record["kind"] in ("defence", "initialisation") else r"|^inputs\.model$"
+        return {key: value for key, value in _flat(run.record.get("config") or {}).items() if not re.search(aside, key)}
+
+
+def seed_of(run: Run) -> int | None:
+    """The seed of a run, wherever its config keeps it."""
+    config = run.record.get("config") or {}
+    for holder in (config.get("training"), (config.get("attack") or {}).get("training"), config, run.record):
+        if isinstance(holder, dict) and isinstance(holder.get("seed"), int):
+            return holder["seed"]
+    return None
+
+
+def summarise(runs: Sequence[Run]) -> list[Row]:
+    """One row for each number of each finished run, the controls last, attacks from weak to strong.
+
+    Numbers from before the attack come from the defended model's own run; where that is not among the runs, from the
+    start of the attack's curve.
+    """
+    lineage = Lineage(runs)
+    finished = [run for run in runs if run.finished]
+    rows: dict[tuple[Any, ...], Row] = {}
+    for run in sorted(finished, key=lambda run: run.record["kind"] != "defence"):
+        defence, seed, attack, attack_seed = lineage.place(run)
+        key: Row = {"defence": defence, "seed": seed, "attack": attack}
+        curve = curve_of(run)
+        _add(rows, key, run.record.get("metrics"), curve[-1]["step"] if curve else 0, attack_seed)
+        if run.record["kind"] == "attack" and curve and curve[0]["step"] == 0 and ", then " not in attack:
+            _add(rows, key | {"attack": NO_ATTACK}, curve[0]["metrics"], 0, None)
+    attacks = attack_order(runs, lineage)
+    defences = defence_order(row["defence"] for row in rows.values())
+    order = [*rows.values()]
+    order.sort(key=lambda row: (defences.index(row["defence"]), row["seed"] or 0, attacks.index(row["attack"])))
+    return order
+
+
+def _add(rows: dict[tuple[Any, ...], Row], key: Row, metrics: Any, step: int, attack_seed: int | None) -> None:
+    """The same measurement is made by several runs (a defence, its evaluation, a curve's start): the first counts."""
+    for metric, measured in (metrics or {}).items():
+        measured = measured or {}
+        low, high = _number(measured.get("low")), _number(measured.get("high"))
+        numbers = {"value": _number(measured.get("value")), "n": measured.get("n"), "low": low, "high": high}
+        row = key | {"metric": metric} | numbers | {"step": step, "attack_seed": attack_seed}
+        rows.setdefault((*key.values(), metric, attack_seed), row)
+
+
+def curve_of(run: Run) -> list[dict[str, Any]]:
+    """The measured steps of an attack, in order; none where the run has no curve."""
+    path = run.path / "curve.jsonl"
+    return sorted(read_rows(path), key=lambda row: row["step"]) if path.exists() else []
+
+
+def defence_order(names: Iterable[str]) -> list[str]:
+    """Defences in alphabetical order, then the undefended model, then the limit."""
+    return sorted(set(names), key=lambda name: (CONTROLS.index(name) + 1 if name in CONTROLS else 0, name))
+
+
+def attack_order(runs: Sequence[Run], lineage: Lineage) -> list[str]:
+    """No attack, then attacks by benign share, learning rate and steps."""
+    found = {lineage.place(run)[2]: setting_of(run) for run in runs if run.record["kind"] == "attack"}
+    return [NO_ATTACK, *sorted(found, key=lambda name: (*found[name][:2], found[name][2], name))]
+
+
+def setting_of(run: Run) -> tuple[float, float, int]:
+    """Benign share, learning rate and steps of an attack; 0 where it has none."""
+    config = (run.record.get("config") or {}).get("attack") or run.record.get("config") or {}
+    training = config.get("training") or {}
+    return config.get("benign_share") or 0.0, training.get("learning_rate") or 0.0, training.get("steps") or 0
+
+
+def estimate(rows: Iterable[Row], defence: str, attack: str, metric: str) -> tuple[Interval, list[float]]:
+    """Mean over seeds with its interval, and the value of each seed."""
+    intervals = {
+        (row["seed"], row["attack_seed"]): Interval(_float(row["value"]), row["low"], row["high"], row["n"] or 0)
+        for row in rows
+        if (row["defence"], row["attack"], row["metric"]) == (defence, attack, metric)
+    }
+    return within_bounds(pooled_interval(list(intervals.values())), metric), _scored(intervals.values())
+
+
+def within_bounds(interval: Interval, metric: str) -> Interval:
+    """A share's interval ends at 0 and 1; the others are positive."""
+    if interval.low is None or interval.high is None:
+        return interval
+    high = min(1.0, interval.high) if metric in RATES else interval.high
+    return Interval(interval.mean, max(0.0, interval.low), high, interval.n, interval.unscored)
+
+
+def headline_of(rows: Sequence[Row], defence: str) -> str | None:
+    """The metric that a defence is judged by: the first of HEADLINES that has a number."""
+    scored = {row["metric"] for row in rows if row["defence"] == defence and row["value"] is not None}
+    return next((metric for metric in HEADLINES if metric in scored), None)
+
+
+def worst_rows(rows: Sequence[Row]) -> list[Row]:
+    """For each defence the best attack of its grid, by its headline metric and, apart, by what nobody had trained on.
+
+    Rows {"defence", "metric", "attack", "attacks", "value", "low", "high", "n", "seeds", "worst_seed"}: the attack with
+    the highest mean over seeds, out of so many, and the worst single run of all.
+    """
+    found: list[Row] = []
+    for defence in defence_order(row["defence"] for row in rows):
+        for metric in dict.fromkeys((headline_of(rows, defence), "recovered_uncovered")):
+            grid: dict[str, list[float]] = {}
+            for row in rows:
+                if (row["defence"], row["metric"]) == (defence, metric) and row["attack"] != NO_ATTACK:
+                    grid.setdefault(row["attack"], []).append(_float(row["value"]))
+            attack = worst_case(grid, HARM.get(str(metric), 1.0))
+            if metric is None or attack is None:
+                continue
+            interval, values = estimate(rows, defence, attack, metric)
+            every = [value for values in grid.values() for value in values if not math.isnan(value)]
+            found.append(
+                {"defence": defence, "metric": metric, "attack": attack, "attacks": len(grid), "value": interval.mean}
+                | {"low": interval.low, "high": interval.high, "n": interval.n, "seeds": len(values)}
+                | {"worst_seed": max(every, key=lambda value, sign=HARM[metric]: sign * value)}
+            )
+    return found
+
+
+def interval_of(worst: Row) -> Interval:
+    """The numbers of a row as an interval."""
+    return Interval(_float(worst["value"]), worst["low"], worst["high"], worst["n"] or 0)
+
+
+def number(value: float | None, metric: str) -> str:
+    """A rate in whole per cent (never "0 %" or "100 %" when it is not), anything else with three digits."""
+    if value is None or math.isnan(value):
+        return "–"
+    if metric not in RATES:
+        return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    if 0 < value < 0.005:
+        return "<1 %"
+    return ">99 %" if 0.995 <= value < 1 else f"{100 * value:.0f} %"
+
+
+def limits(interval: Interval, metric: str) -> str:
+    """The interval alone: "[31, 46]"."""
+    if interval.low is None or interval.high is None:
+        return ""
+    if metric in RATES:
+        return f"[{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    return f"[{number(interval.low, metric)}, {number(interval.high, metric)}]"
+
+
+def spelled(interval: Interval, metric: str) -> str:
+    return f"{number(interval.mean, metric)} {limits(interval, metric)}".strip()
+
+
+def _scored(intervals: Iterable[Interval]) -> list[float]:
+    return [interval.mean for interval in intervals if not math.isnan(interval.mean)]
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; NaN has no place in JSON, and means "unscored"."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{name}.{key}" if name else key)
+    return flat
+
+
+def _parent_path(run: Run) -> Path | None:
+    path = (run.record.get("parent") or {}).get("path")
+    return Path(path).resolve() if path and Path(path).resolve() != run.path.resolve() else None
+
+
+def _model_name(run: Run) -> str:
+    """A model that no run made is known by its name, or by the last part of its path."""
+    name = str((run.record.get("parent") or {}).get("name") or "model")
+    return name if name in CONTROLS else Path(name).name or name
