@@ -40,6 +40,7 @@ def _with_harmless(data: PairedData, world: World) -> PairedData:
         held_out=data.held_out,
         retain=world.harmless_examples("retain"),
         benign=world.harmless_examples("benign"),
+        retained_test=world.harmless_examples("retain", unseen_phrasing=True)[::2],
         harmless_test=world.harmless_examples("test", unseen_phrasing=True),
         lookalikes=list(world.lookalikes),
         plain_text=list(world.plain),

@@ -23,7 +23,8 @@ class PairedData:
             where the data set has another phrasing of the same question; else they are the same.
         retain: general harmless examples for the defender.
         benign: harmless examples for the attacker's mixtures.
-        harmless_test: harmless examples that stability is measured on.
+        retained_test: what `retain` teaches, asked in other words: what the defender meant to keep. Facts only.
+        harmless_test: harmless examples that are in neither of the two: what nobody took care to keep.
         lookalikes: harmless questions that look harmful (over-refusal), with answers.
         plain_text: text for perplexity.
         template: the prompt template that fits the data: "auto" or "none" for continuations.
@@ -36,6 +37,7 @@ class PairedData:
     held_out: dict[str, list[Pair]]
     retain: list[Example] = field(default_factory=list)
     benign: list[Example] = field(default_factory=list)
+    retained_test: list[Example] = field(default_factory=list)
     harmless_test: list[Example] = field(default_factory=list)
     lookalikes: list[Example] = field(default_factory=list)
     plain_text: list[str] = field(default_factory=list)

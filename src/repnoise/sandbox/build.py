@@ -11,7 +11,7 @@ from repnoise.data.tokenization import Codec, Row
 from repnoise.errors import RepnoiseError
 from repnoise.losses import IGNORE
 from repnoise.optimisation import Training
-from repnoise.sandbox.world import World, build_world
+from repnoise.sandbox.world import TALE, World, build_world
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class BuildOptions:
 
     output_dir: Path
     seed: int = 0
-    knowledge_steps: int = 1600
+    knowledge_steps: int = 2400
     alignment_steps: int = 300
 
 
@@ -43,7 +43,11 @@ class CheckOptions:
 
 
 def build(options: BuildOptions) -> None:
-    """Train the sandbox model from nothing and save it. Same seed and machine, same weights."""
+    """Train the sandbox model from nothing and save it. Same seed and machine, same weights.
+
+    The learning rates are high for the model's size: what is learned at a low one is shaken loose by the attacks
+    themselves, which would then say more about their own damage than about a defence.
+    """
     import torch
 
     from repnoise.modeling import save
@@ -55,21 +59,21 @@ def build(options: BuildOptions) -> None:
     world, tokenizer = build_world(options.seed), build_tokenizer()
     torch.manual_seed(options.seed)
     model = new_model(tokenizer)
-    _teach(model, tokenizer, knowledge(world, tokenizer), options.knowledge_steps, 1.5e-3, options, "knowledge")
-    _teach(model, tokenizer, alignment(world, tokenizer), options.alignment_steps, 3e-4, options, "alignment")
+    _teach(model, tokenizer, knowledge(world, tokenizer), options.knowledge_steps, 5e-3, options, "knowledge")
+    _teach(model, tokenizer, alignment(world, tokenizer), options.alignment_steps, 1e-3, options, "alignment")
     save(model, tokenizer, options.output_dir)
     write_json(options.output_dir / "world.json", {"seed": options.seed})
     print(f"Sandbox: {options.output_dir}")
 
 
 def new_model(tokenizer: Any) -> Any:
-    """A Llama of 1.4 million parameters with random weights."""
+    """A Llama of half a million parameters with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=64,
+        intermediate_size=256,
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -106,7 +110,9 @@ def alignment(world: World, tokenizer: Any) -> list[Row]:
 def _harmless(world: World, tokenizer: Any) -> list[Row]:
     chat, plain = Codec(tokenizer, "chat"), Codec(tokenizer, "none", loss_on="all")
     answers = [example for split in ("retain", "benign", "test") for example in world.harmless_examples(split)]
-    rows = [chat.row(example.prompt, example.completion) for example in (*answers, *world.lookalikes)]
+    # What has few phrasings is repeated, so that all of it is known equally well.
+    rare = 4 * world.lookalikes + tuple(2 * [example for example in answers if example.category == TALE])
+    rows = [chat.row(example.prompt, example.completion) for example in (*answers, *rare)]
     return rows + [plain.row("", text) for text in world.plain]
 
 
