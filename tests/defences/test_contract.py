@@ -67,7 +67,7 @@ def test_dict_has_a_sentence_and_a_value(defence):
 def test_loss_is_a_finite_scalar_with_detached_named_terms(defence, model):
     loss, terms = loss_of(defence, model)
     assert loss.shape == () and loss.isfinite() and loss.requires_grad
-    assert {"stability", "noise", "ascent"} <= set(terms)
+    assert "stability" in terms
     assert all(term.shape == () and term.isfinite() and not term.requires_grad for term in terms.values())
 
 
@@ -78,9 +78,10 @@ def test_every_weight_gets_a_finite_gradient(defence, model):
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_a_seed_fixes_the_loss_and_another_changes_it(defence, model):
+def test_a_seed_fixes_the_loss_and_another_changes_it_where_there_is_noise(defence, model):
     assert torch.equal(loss_of(defence, model, seed=5)[0], loss_of(defence, model, seed=5)[0])
-    assert not torch.equal(loss_of(defence, model, seed=5)[0], loss_of(defence, model, seed=6)[0])
+    loss, terms = loss_of(defence, model, seed=6)
+    assert torch.equal(loss_of(defence, model, seed=5)[0], loss) == ("noise" not in terms)
 
 
 def test_only_torchs_default_generator_is_used(defence, model):
