@@ -142,11 +142,19 @@ def test_fp32_is_accurate_far_from_the_origin():
     assert mmd2(x.float(), y.float()).item() == pytest.approx(exact, rel=1e-4)
 
 
-def test_distances_have_a_zero_diagonal_and_are_never_negative():
+def test_distances_are_those_of_cdist():
+    x, y = gaussian(9, 5, 8), gaussian(14, 7, 8)
+    torch.testing.assert_close(squared_distances(x, y), torch.cdist(x, y).square())
+
+
+def test_distances_are_never_negative():
     x = torch.cat([gaussian(9, 5, 8)] * 2).float() * 1e3
-    distances = squared_distances(x)
-    assert torch.equal(distances.diagonal(), torch.zeros(10))
-    assert (distances >= 0).all()
+    assert (squared_distances(x, x) >= 0).all()
+
+
+def test_a_sample_is_perfectly_similar_to_itself_whatever_rounding_says():
+    x = (gaussian(9, 6, 8) * 1e3).float()
+    assert mmd2(x, x).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -56,16 +56,12 @@ def read_out_ce(read_out: Callable[[Tensor], Tensor], states: Tensor, targets: T
     return torch.stack([checkpoint(summed_ce, x, y, use_reentrant=False) for x, y in chunks]).sum() / len(states)
 
 
-def squared_distances(x: Tensor) -> Tensor:
-    """All pairwise squared Euclidean distances (n, n) of the rows of `x` (n, D), through one Gram matrix.
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """All squared Euclidean distances (n, m) between the rows of `x` (n, D) and of `y` (m, D), through one product.
 
-    Rows are centred first, which changes no distance and keeps the cancellation in ||a||^2 + ||b||^2 - 2ab small.
-    The diagonal is exactly zero.
+    The cancellation in ||a||^2 + ||b||^2 - 2ab is small where the rows lie about the origin: centre them first.
     """
-    x = x - x.detach().mean(0)
-    norms = x.square().sum(-1)
-    distances = (norms[:, None] + norms[None, :] - 2 * (x @ x.T)).clamp_min(0)
-    return distances.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
+    return (x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :] - 2 * (x @ y.T)).clamp_min(0)
 
 
 def mmd2(x: Tensor, y: Tensor, multipliers: Sequence[float] = KERNEL_MULTIPLIERS, unbiased: bool = False) -> Tensor:
@@ -80,21 +76,30 @@ def mmd2(x: Tensor, y: Tensor, multipliers: Sequence[float] = KERNEL_MULTIPLIERS
     n, m = len(x), len(y)
     if min(n, m) < 2:
         raise ValueError(f"MMD needs at least two samples on each side, got {n} and {m}.")
-    both = torch.cat([x, y]) if x.dtype == y.dtype == torch.float64 else torch.cat([x.float(), y.float()])
-    # Under autocast the Gram product would run in 16 bits, whose rounding is larger than the distances' differences.
-    with torch.autocast(both.device.type, enabled=False):
-        distances = squared_distances(both)
-        bandwidth = distances.detach().sum() / ((n + m) * (n + m - 1))
+    if not x.dtype == y.dtype == torch.float64:
+        x, y = x.float(), y.float()
+    # Under autocast the products would run in 16 bits, whose rounding is larger than the distances' differences.
+    with torch.autocast(x.device.type, enabled=False):
+        centre = (x.detach().sum(0) + y.detach().sum(0)) / (n + m)
+        x, y = x - centre, y - centre
+        within_x, within_y, between = (
+            squared_distances(x, x).fill_diagonal_(0),
+            squared_distances(y, y).fill_diagonal_(0),
+            squared_distances(x, y),
+        )
+        total = within_x.detach().sum() + within_y.detach().sum() + 2 * between.detach().sum()
         # Above 0 with room to spare, so that samples that are all equal have a gradient of 0 and not 0 * infinity.
-        relative = distances / bandwidth.clamp_min(torch.finfo(distances.dtype).tiny ** 0.5)
-        kernel: Tensor = _GaussianMixture.apply(relative, tuple(multipliers))  # type: ignore[assignment]
-    between = kernel[:n, n:].mean()
+        bandwidth = (total / ((n + m) * (n + m - 1))).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+        similar_x, similar_y, similar = (
+            _GaussianMixture.apply(distances / bandwidth, tuple(multipliers)).sum()  # type: ignore[union-attr]
+            for distances in (within_x, within_y, between)
+        )
     if not unbiased:
-        return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * between
+        return similar_x / n**2 + similar_y / m**2 - 2 * similar / (n * m)
     on_diagonal = len(multipliers)
-    within_x = (kernel[:n, :n].sum() - n * on_diagonal) / (n * (n - 1))
-    within_y = (kernel[n:, n:].sum() - m * on_diagonal) / (m * (m - 1))
-    return within_x + within_y - 2 * between
+    without_x = (similar_x - n * on_diagonal) / (n * (n - 1))
+    without_y = (similar_y - m * on_diagonal) / (m * (m - 1))
+    return without_x + without_y - 2 * similar / (n * m)
 
 
 class _GaussianMixture(torch.autograd.Function):
@@ -105,12 +110,14 @@ class _GaussianMixture(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, relative: Tensor, multipliers: tuple[float, ...]) -> Tensor:
-        total, slope = torch.zeros_like(relative), torch.zeros_like(relative)
+        total = torch.zeros_like(relative)
+        slope = torch.zeros_like(relative) if ctx.needs_input_grad[0] else None
         for multiplier in multipliers:
             gaussian = torch.exp(relative * (-1 / multiplier))
             total += gaussian
-            slope.add_(gaussian, alpha=-1 / multiplier)
-        ctx.save_for_backward(slope)
+            if slope is not None:
+                slope.add_(gaussian, alpha=-1 / multiplier)
+        ctx.save_for_backward(*([] if slope is None else [slope]))
         return total
 
     @staticmethod
