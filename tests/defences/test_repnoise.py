@@ -92,7 +92,7 @@ def test_default_loss_is_what_the_formula_says(model):
     assert terms["noise"] == pytest.approx(sum(noise) / LAYERS, rel=1e-5)
     assert terms["noise_floor"] == pytest.approx(mmd2_floor(11, 11, WIDTH), rel=1e-6)
     assert terms["ascent"] == pytest.approx(sum(ces) / LAYERS, rel=1e-5)
-    expected = stability + general + 4.0 * sum(noise) / LAYERS - 0.1 * math.log(1 + sum(ces) / LAYERS)
+    expected = stability + 4.0 * general + 4.0 * sum(noise) / LAYERS - 0.1 * math.log(1 + sum(ces) / LAYERS)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -51,7 +51,7 @@ class RepNoise(Defence):
 
     noise_weight: float = 4.0
     ascent_weight: float = 0.1
-    retain_weight: float = 1.0
+    retain_weight: float = 4.0
     layers: tuple[int, ...] | None = None
     site: Site = "mlp"
     samples: Samples = "tokens"
@@ -85,7 +85,7 @@ class RepNoise(Defence):
         require_completion(harmful)
         stability = completion_ce(model, harmless)
         terms = {"stability": stability}
-        if retain is not None:
+        if retain is not None and self.retain_weight > 0:
             terms["retain"] = completion_ce(model, retain)
             stability = stability + self.retain_weight * terms["retain"]
 
