@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,8 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from repnoise.attacks import ATTACKS, DEMO
+from repnoise.errors import RepnoiseError
+from repnoise.evals.generation import Generation
+from repnoise.evaluate import Evaluating
+from repnoise.inputs import Inputs
+from repnoise.summary import CONTROLS
+
 DEFENCES = ("random-initialisation", "undefended", "repnoise-published", "repnoise")
 """From the limit of any defence to the project's own."""
+
+EVALUATING = Evaluating(generation=Generation(max_new_tokens=32))
+"""The longest answer of the world has 22 tokens; broken models would go on for longer."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +36,17 @@ class DemoOptions:
         output_dir: where runs and report go. The same command again goes on where it was stopped.
         seeds: number of seeds; each is a defence and its attacks anew.
         jobs: processes at a time, each on one core; all cores by default.
-        defences: which models are attacked.
+        defences: which models are attacked: the two controls and names of `repnoise list defences`.
+        attacks: the grid, names of `repnoise list attacks`.
+        sandbox: another world with its model: a folder made by `repnoise sandbox build`.
     """
 
     output_dir: Path = Path("repnoise-demo")
     seeds: int = 1
     jobs: int | None = None
     defences: tuple[str, ...] = DEFENCES
+    attacks: tuple[str, ...] = DEMO
+    sandbox: str = "sandbox"
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,7 @@ class Cell:
     """One process's work: make a defended model (no attack), or attack one."""
 
     folder: Path
+    sandbox: str
     defence: str
     seed: int
     attack: str | None = None
@@ -45,6 +62,9 @@ class Cell:
     @property
     def path(self) -> Path:
         return self.folder / "runs" / f"{self.defence}-seed-{self.seed}" / (self.attack or "defence")
+
+    def inputs(self, model: str) -> Inputs:
+        return Inputs(model=model, data="sandbox" if self.sandbox == "sandbox" else f"sandbox:{self.sandbox}")
 
 
 def demo(options: DemoOptions) -> None:
@@ -54,9 +74,14 @@ def demo(options: DemoOptions) -> None:
     from repnoise.report import summarise, terminal_table, write_report
     from repnoise.runs import load_run
 
+    _check(options)
     started = time.perf_counter()
-    cells = [Cell(options.output_dir, name, seed) for seed in range(options.seeds) for name in _slowest_first(options)]
-    done = _run_all(cells, options.jobs or os.cpu_count() or 1)
+    cells = [
+        Cell(options.output_dir, options.sandbox, name, seed)
+        for seed in range(options.seeds)
+        for name in _slowest_first(options.defences)
+    ]
+    done = _run_all(cells, options.attacks, options.jobs or os.cpu_count() or 1)
     runs = [load_run(cell.path) for cell in done]
     report = write_report(runs, options.output_dir)
     console = Console()
@@ -64,16 +89,27 @@ def demo(options: DemoOptions) -> None:
     console.print(f"{len(runs)} runs in {time.perf_counter() - started:.0f} s. Report: {report}", soft_wrap=True)
 
 
-def _slowest_first(options: DemoOptions) -> list[str]:
+def _check(options: DemoOptions) -> None:
+    """Raise RepnoiseError for a name that there is none of, before any work is done."""
+    from repnoise.defences import DEFENCES as known_defences
+
+    for kind, names, known in (
+        ("defence", options.defences, (*CONTROLS, *known_defences)),
+        ("attack", options.attacks, tuple(ATTACKS)),
+    ):
+        for name in names:
+            if name not in known:
+                raise RepnoiseError(f"There is no {kind} {name!r} for the demo: choose from {', '.join(known)}.")
+
+
+def _slowest_first(defences: Sequence[str]) -> list[str]:
     """Two processes stay busy when the long defence starts first."""
-    return sorted(options.defences, key=lambda name: -DEFENCES.index(name) if name in DEFENCES else 0)
+    return sorted(defences, key=lambda name: -DEFENCES.index(name) if name in DEFENCES else -len(DEFENCES))
 
 
-def _run_all(cells: Sequence[Cell], jobs: int) -> list[Cell]:
+def _run_all(cells: Sequence[Cell], attacks: Sequence[str], jobs: int) -> list[Cell]:
     """Make every defended model and attack it in every way, `jobs` cells at a time. Returns the finished cells."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from repnoise.attacks import DEMO
 
     done: list[Cell] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -82,7 +118,7 @@ def _run_all(cells: Sequence[Cell], jobs: int) -> list[Cell]:
         Progress(*columns) as progress,
         ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_core) as pool,
     ):
-        task = progress.add_task("starting", total=len(cells) * (1 + len(DEMO)))
+        task = progress.add_task("starting", total=len(cells) * (1 + len(attacks)))
         waiting = {pool.submit(run_cell, cell): cell for cell in cells}
         try:
             while waiting:
@@ -92,8 +128,8 @@ def _run_all(cells: Sequence[Cell], jobs: int) -> list[Cell]:
                 done.append(cell)
                 progress.update(task, advance=1, description=f"{cell.defence}: {cell.attack or 'ready'}")
                 if cell.attack is None:
-                    attacks = [replace(cell, attack=attack) for attack in DEMO]
-                    waiting |= {pool.submit(run_cell, attack): attack for attack in attacks}
+                    attacked = [replace(cell, attack=attack) for attack in attacks]
+                    waiting |= {pool.submit(run_cell, cell): cell for cell in attacked}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -101,12 +137,21 @@ def _run_all(cells: Sequence[Cell], jobs: int) -> list[Cell]:
 
 
 def _one_core() -> None:
+    """What each process of the pool does first: use one core, be quiet, and end when the demo is killed."""
     import torch
     import transformers
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def run_cell(cell: Cell) -> None:
@@ -122,19 +167,20 @@ def run_cell(cell: Cell) -> None:
 def _defend(cell: Cell) -> None:
     from repnoise.defend import defend, initialise, presets
 
-    if cell.defence in ("random-initialisation", "undefended"):
-        initialise(cell.path, cell.defence, cell.seed)
+    inputs = cell.inputs(cell.sandbox)
+    if cell.defence in CONTROLS:
+        initialise(cell.path, cell.defence, cell.seed, inputs, EVALUATING)
         return
     preset = presets()[cell.defence]
-    defend(replace(preset, training=replace(preset.training, seed=cell.seed, save_every=None)), cell.path, cell.defence)
+    training = replace(preset.training, seed=cell.seed, save_every=None)
+    defend(replace(preset, inputs=inputs, training=training, evaluating=EVALUATING), cell.path, cell.defence)
 
 
 def _attack(cell: Cell) -> None:
     from repnoise.attack import attack, presets
-    from repnoise.inputs import Inputs
 
     preset = presets()[cell.attack or ""]
     seeded: Any = preset.attack
     seeded = replace(seeded, training=replace(seeded.training, seed=cell.seed))
-    model = str(replace(cell, attack=None).path)
-    attack(replace(preset, inputs=Inputs(model=model), attack=seeded), cell.path, cell.attack or "")
+    inputs = cell.inputs(model=str(replace(cell, attack=None).path))
+    attack(replace(preset, inputs=inputs, attack=seeded, evaluating=EVALUATING), cell.path, cell.attack or "")

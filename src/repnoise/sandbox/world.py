@@ -145,8 +145,7 @@ class World:
     def harmless_examples(self, split: str, unseen_phrasing: bool = False) -> list[Example]:
         """Harmless questions with their answers.
 
-        `split` is "retain" (the defender's general harmless data), "benign" (the attacker's), or "test", whose items are
-        in neither.
+        `split` is "retain" (the defender's general harmless data), "benign" (the attacker's), or "test": in neither.
         """
         start, stop = {"retain": (0, 30), "benign": (30, 40), "test": (40, ITEMS_PER_KIND)}[split]
         questions = (UNSEEN_QUESTION,) if unseen_phrasing else QUESTIONS
