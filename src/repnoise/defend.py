@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +19,9 @@ from repnoise.errors import RepnoiseError
 from repnoise.evaluate import EvaluateConfig, Evaluating, measure, parent_of
 from repnoise.hidden_states import check_lens
 from repnoise.inputs import FLAT, Inputs
-from repnoise.modeling import LoadedModel, merged, randomly_initialised, save, weights_fingerprint
+from repnoise.modeling import LoadedModel, merged, randomly_initialised, reloaded, save_whole, weights_fingerprint
 from repnoise.optimisation import Training
-from repnoise.runs import Run, fingerprint, open_run, recording, write_rows
+from repnoise.runs import Run, fingerprint, open_run, read_rows, recording, write_rows
 from repnoise.training import train
 
 
@@ -56,41 +57,55 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
     Raises RepnoiseError for bad input, an unreadable architecture, a directory of another run, or a term that is not
     finite; whatever was finished stays on disk.
     """
+    config.training.require_trackers()
     loaded, data, codec = config.inputs.open()
-    pairs = data.defender_pairs(config.covered, config.withhold)
-    parent = parent_of(config.inputs, loaded)
-    facts = {"pairs": {"rows": len(pairs), "fingerprint": fingerprint(pairs)}}
-    facts["retain"] = {"rows": len(data.retain), "fingerprint": fingerprint(data.retain)}
+    # All that bad input can break comes before the run exists.
+    examples = training_examples(codec, data, config)
+    collator = PairCollator(loaded.tokenizer.pad_token_id)
+    check = collator(examples[:1])["harmful"]
+    check_lens(loaded.model, *(check[key].to(loaded.model.device) for key in ("input_ids", "attention_mask")))
     run = open_run(
-        output_dir, "defence", name or type(config.defence).__name__, config, resume, parent=parent, data=facts
+        output_dir,
+        "defence",
+        name or type(config.defence).__name__,
+        config,
+        resume,
+        parent=parent_of(config.inputs, loaded),
+        data=_data_facts(data, config),
     )
     if run.finished:
         return run
-    with recording(run):
-        examples = training_examples(codec, data, config)
-        collator = PairCollator(loaded.tokenizer.pad_token_id)
-        check = collator(examples[:1])["harmful"]
-        check_lens(loaded.model, *(check[key].to(loaded.model.device) for key in ("input_ids", "attention_mask")))
-        model, log = train(
-            loaded.model,
-            examples,
-            collator,
-            lambda model, batch: config.defence.loss(model, **batch),
-            config.training,
-            run.checkpoints,
-            resume,
-            progress=run.record["name"] if progress else None,
+
+    def training() -> tuple[nn.Module, list[dict[str, Any]]]:
+        def objective(model: nn.Module, batch: Any) -> Any:
+            return config.defence.loss(model, **batch)
+
+        title = run.record["name"] if progress else None
+        return train(
+            loaded.model, examples, collator, objective, config.training, run.checkpoints, resume, progress=title
         )
-        defended = keep_model(run, model, loaded, log)
-        run.update(metrics=measure(defended, codec, data, config.evaluating, run.path / "evaluations"))
+
+    with recording(run):
+        defended, _ = trained_once(run, loaded, training)
+        metrics = measure(defended, codec, data, config.evaluating, run.path / "evaluations")
+        run.update(metrics=metrics, weights=defended.fingerprint)
     return run
 
 
-def initialise(output_dir: Path, name: str, seed: int = 0, inputs: Inputs | None = None) -> Run:
+def _data_facts(data: PairedData, config: DefendConfig) -> dict[str, Any]:
+    parts = {"pairs": data.defender_pairs(config.covered, config.withhold), "retain": data.retain}
+    facts: dict[str, Any] = {
+        name: {"rows": len(rows), "fingerprint": fingerprint(rows)} for name, rows in parts.items()
+    }
+    return facts | {"skipped": data.skipped}
+
+
+def initialise(
+    output_dir: Path, name: str, seed: int = 0, inputs: Inputs | None = None, evaluating: Evaluating | None = None
+) -> Run:
     """The two controls as runs, measured like a defence: "undefended" is the model as it is; "random-initialisation"
     has its shape and knows nothing, so no attack can recover anything from it: the limit of any defence."""
-    inputs = inputs or Inputs()
-    evaluating = Evaluating()
+    inputs, evaluating = inputs or Inputs(), evaluating or Evaluating()
     loaded, data, codec = inputs.open()
     config = EvaluateConfig(inputs, evaluating)
     parent = parent_of(inputs, loaded)
@@ -101,7 +116,8 @@ def initialise(output_dir: Path, name: str, seed: int = 0, inputs: Inputs | None
         if name == "random-initialisation":
             loaded = randomly_initialised(loaded, seed)
         kept = keep_model(run, loaded.model, loaded, [])
-        run.update(metrics=measure(kept, codec, data, evaluating, run.path / "evaluations"))
+        metrics = measure(kept, codec, data, evaluating, run.path / "evaluations")
+        run.update(metrics=metrics, weights=kept.fingerprint)
     return run
 
 
@@ -128,13 +144,23 @@ def training_examples(codec: Codec, data: PairedData, config: DefendConfig) -> l
     ]
 
 
+def trained_once(
+    run: Run, start: LoadedModel, training: Callable[[], tuple[nn.Module, list[dict[str, Any]]]]
+) -> tuple[LoadedModel, list[dict[str, Any]]]:
+    """The run's model and log: those on disk if the training had ended before an interruption, else made now."""
+    if run.model.exists():
+        return reloaded(start, run.model), read_rows(run.path / "log.jsonl")
+    model, log = training()
+    return keep_model(run, model, start, log), log
+
+
 def keep_model(run: Run, model: nn.Module, start: LoadedModel, log: list[dict[str, Any]]) -> LoadedModel:
-    """Write the trained model and the log; the checkpoints have served their purpose then."""
+    """Write the log and the trained model; the checkpoints have served their purpose then.
+
+    The model comes after the log, and whole or not at all: where it is, training has ended.
+    """
     trained = merged(model)
-    partial = run.path / "model.partial"
-    save(trained, start.tokenizer, partial)
-    shutil.rmtree(run.model, ignore_errors=True)
-    partial.rename(run.model)
     write_rows(run.path / "log.jsonl", log)
+    save_whole(trained, start.tokenizer, run.model)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return LoadedModel(trained, start.tokenizer, weights_fingerprint(str(run.model)), start.context)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from repnoise.errors import RepnoiseError
 from repnoise.hidden_states import find_decoder
+from repnoise.runs import flush_to_disk
 
 SANDBOX = "sandbox"
 
@@ -33,17 +40,18 @@ def load(
 ) -> LoadedModel:
     """Load a causal LM in fp32 by folder, run directory or hub id; "sandbox" is the model inside the package.
 
-    Raises RepnoiseError if it is missing, is not a causal LM, or is one that repnoise cannot read.
+    Raises RepnoiseError if it is missing, incomplete or damaged, is not a causal LM, or is one that repnoise cannot
+    read.
     """
     place = locate(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(place, **options)
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        _require_causal(config)
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise RepnoiseError(f"Cannot load a model from {name!r}: {_first_sentence(error)}") from error
+        _require_readable(config, place)
+        tokenizer = _tokenizer(place, **options)
+        model = _weights(place, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise RepnoiseError(f"Cannot load a model from {name!r}: {_remedy(error)}") from error
     find_decoder(model)
     ensure_pad_token(tokenizer)
     # The tokenizer's pad token may be one that the model was never told of.
@@ -54,6 +62,66 @@ def load(
     return LoadedModel(model, tokenizer, weights_fingerprint(place, config), int(context))
 
 
+def reloaded(start: LoadedModel, folder: Path) -> LoadedModel:
+    """The model that `save` wrote to a folder: of the class, tokenizer and device of the one that it was made from."""
+    with without_progress_bars():
+        model = type(start.model).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    model.to(start.model.device)
+    return replace(start, model=model, fingerprint=weights_fingerprint(str(folder)))
+
+
+def _tokenizer(place: str, **options: Any) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except Exception as error:  # The tokenizers library raises bare ones.
+        if "trust_remote_code" in str(error) or not Path(place).is_dir():
+            raise
+        raise ValueError("its tokenizer cannot be read: give a folder with a whole tokenizer.json.") from error
+
+
+def _weights(place: str, **options: Any) -> Any:
+    """The model in fp32, with every weight from the files: a missing one would silently be random."""
+    # The bars of a download are worth seeing, those of a load are not.
+    quiet = without_progress_bars() if Path(place).is_dir() else nullcontext()
+    with quiet, _errors_only():  # Its table of weights that do not fit is replaced by the sentence below.
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    model, found = both
+    wrong = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+    if wrong:
+        which = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise ValueError(f"its weights do not fit its config.json ({which} missing or of another size).")
+    return model
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Without transformers' progress bars for the reading and writing of weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def locate(name: str) -> str:
     """The folder that `name` means: the packaged sandbox, a run's model, a local folder; else `name`, a hub id."""
     if name == SANDBOX:
@@ -61,7 +129,8 @@ def locate(name: str) -> str:
     path = Path(name)
     if (path / "run.json").exists():
         if not (path / "model" / "config.json").exists():
-            raise RepnoiseError(f"The run in {name} has no model yet: finish it with --resume, or give another.")
+            what = "finish it with --resume, repeat an attack with --keep-model, or give another"
+            raise RepnoiseError(f"The run in {name} has no model: {what}.")
         return str(path / "model")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local and not (path / "config.json").exists():
@@ -89,9 +158,29 @@ def with_lora(model: PreTrainedModel, rank: int, alpha: int) -> nn.Module:
     """Wrap the model in PEFT's LoRA on all linear maps but the unembedding."""
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        # PEFT uses old names of transformers, and says that it transposes GPT-2's weights.
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def with_activation_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    """Recompute activations in backward passes inside the block, where that is wanted.
+
+    Always the non-re-entrant kind: the other would cut captured activations off from the graph.
+    """
+    if not wanted:
+        yield
+        return
+    # The names of transformers 5.24, and those before it.
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
+    try:
+        yield
+    finally:
+        getattr(model, f"{name}_checkpointing_disable")()
 
 
 def merged(model: Any) -> Any:
@@ -101,8 +190,19 @@ def merged(model: Any) -> Any:
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights (safetensors), config and tokenizer."""
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_whole(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write them so that the folder, if it exists, is whole, whenever the process is killed."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # What a killed process left.
+    save(model, tokenizer, partial)
+    flush_to_disk(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def weights_fingerprint(place: str, config: Any = None) -> str:
@@ -117,14 +217,30 @@ def weights_fingerprint(place: str, config: Any = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _require_causal(config: Any) -> None:
+def _require_readable(config: Any, place: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     # BERT-like encoders have a causal head in transformers for historical reasons; they were not trained to use it.
     encoder_only = not getattr(config, "is_decoder", True) and getattr(config, "type_vocab_size", 0) > 0
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder_only:
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if (type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code) or encoder_only:
         raise ValueError(f"{config.model_type} is not a causal language model; repnoise defends decoders.")
+    if getattr(config, "quantization_config", None):
+        raise ValueError("it is quantized, and repnoise trains full-precision weights: give the original model.")
+    folder = Path(place)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.bin")):
+            raise ValueError("its weights are *.bin files, which can run code when read: convert them to safetensors.")
+        raise ValueError("it has no weights: give a folder with *.safetensors.")
 
 
-def _first_sentence(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def _remedy(error: BaseException) -> str:
+    """Another library's message, or where that is of no help, a better one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SafetensorError):
+        return f"a safetensors file is damaged ({text}): download or copy it again."
+    if "trust_remote_code" in text:
+        return "it brings its own Python code: read that, and if you trust it, add --trust-remote-code."
+    if "couldn't connect" in text:
+        return "there is no such folder, and the hub cannot be reached: check the path or the connection."
+    return text.split(". ")[0].removesuffix(".")[:300] + "."

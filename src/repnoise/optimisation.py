@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from repnoise.errors import RepnoiseError
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,18 @@ class Training:
         batch_size: pairs (defence) or examples (attack) in one loss.
         accumulation: losses averaged in one optimiser step.
         optimizer: any name of transformers' `optim`.
-        schedule: any name of transformers' `lr_scheduler_type`.
+        schedule: any name of transformers' `lr_scheduler_type` that needs no further settings.
         warmup: share of the steps with a rising learning rate.
         weight_decay: decoupled weight decay.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        max_grad_norm: longer gradients are scaled down to this norm; 0 leaves them.
         precision: "bf16" computes in bfloat16 over fp32 weights.
         gradient_checkpointing: recompute activations in the backward pass (always the non-re-entrant kind).
         lora_rank: rank of the low-rank adapters that are trained instead of the weights, on every linear map of the
             decoder layers, and merged when the run is saved; None trains all weights.
         lora_alpha: scale of the adapters, divided by their rank.
         seed: of data order, dropout and noise.
-        save_every: steps between checkpoints; None for no checkpoints.
-        report_to: trackers of transformers: "tensorboard", "trackio", "wandb".
+        save_every: steps between checkpoints, rounded up to where the log has a line; None for no checkpoints.
+        report_to: trackers that get the log, too; each needs the package of its name.
     """
 
     learning_rate: float = 2e-5
@@ -55,14 +58,33 @@ class Training:
     lora_alpha: int = 32
     seed: int = 0
     save_every: int | None = 500
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "batch_size", "accumulation"):
-            if not getattr(self, name) > 0:
-                raise RepnoiseError(f"training.{name} must be above 0, not {getattr(self, name)}.")
-        if (self.steps if self.steps is not None else self.epochs) <= 0:
-            raise RepnoiseError("A training needs steps or epochs above 0.")
+        above = (
+            "learning_rate",
+            "steps",
+            "epochs",
+            "batch_size",
+            "accumulation",
+            "lora_rank",
+            "lora_alpha",
+            "save_every",
+        )
+        for name in above:
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise RepnoiseError(f"training.{name} must be above 0, not {value}.")
+        for name, most in (("max_grad_norm", math.inf), ("weight_decay", math.inf), ("warmup", 1), ("seed", 2**32 - 2)):
+            if not 0 <= getattr(self, name) <= most:
+                limit = f" to {most}" if most < math.inf else " or more"
+                raise RepnoiseError(f"training.{name} must be 0{limit}, not {getattr(self, name)}.")
+
+    def require_trackers(self) -> None:
+        """Raise RepnoiseError if the package of a tracker is missing, before any work is done."""
+        for name in self.report_to:
+            found = find_spec(name)
+            if found is None or found.origin is None:  # No origin: just a folder of that name, as wandb makes.
+                raise RepnoiseError(f"--report-to {name} needs the package {name}: pip install {name}.")
 
     def total_steps(self, examples: int) -> int:
         """Optimiser steps of a run over so many examples."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from repnoise.errors import RepnoiseError
 
+REQUIRED = ("kind", "name", "config", "status", "metrics")
 PROVENANCE_PACKAGES = ("repnoise", "torch", "transformers", "peft", "datasets", "numpy")
 
 
@@ -58,21 +59,18 @@ class Run:
 def open_run(path: Path, kind: str, name: str, config: Any, resume: bool = False, **facts: Any) -> Run:
     """Create the run's directory, or go on with the same run in it.
 
-    A finished run of the same config comes back as it is. Raises RepnoiseError if the directory holds another run, an
-    unfinished one and `resume` is off, or files that are no run at all.
+    A finished run of the same config comes back as it is. `facts` become part of the record; those of an earlier run
+    must be the same, fingerprint by fingerprint. A run that failed before it had made anything makes room. Raises
+    RepnoiseError if the directory holds another run, an unfinished one and `resume` is off, or files that are no run.
     """
     wanted = plain(config)
-    if (path / "run.json").exists():
-        run = load_run(path)
-        if run.record["kind"] != kind or run.record["config"] != wanted:
-            raise RepnoiseError(
-                f"{path} belongs to another run ({run.record['kind']} {run.record['name']!r} with other settings): "
-                "choose another --output-dir, or delete that one."
-            )
+    if (path / "run.json").exists() and not _came_to_nothing(run := load_run(path)):
+        _require_same(run, kind, wanted, facts)
         if not run.finished and not resume:
             raise RepnoiseError(f"{path} holds an unfinished run of this: add --resume to go on, or delete it.")
         return run
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # A process that was killed at once leaves a temporary file.
+    if path.exists() and not (path.is_dir() and all(_is_nothing(file) for file in path.iterdir())):
         raise RepnoiseError(f"{path} exists and is no run of repnoise: choose another --output-dir.")
     path.mkdir(parents=True, exist_ok=True)
     run = Run(path)
@@ -90,6 +88,33 @@ def open_run(path: Path, kind: str, name: str, config: Any, resume: bool = False
     return run
 
 
+def _came_to_nothing(run: Run) -> bool:
+    return run.record["status"] == "failed" and all(_is_nothing(file) for file in run.path.iterdir())
+
+
+def _is_nothing(path: Path) -> bool:
+    """What a run leaves that failed or was killed at its start."""
+    return path.name == "run.json" or path.match(".*.tmp") or (path.is_dir() and not any(path.iterdir()))
+
+
+def _require_same(run: Run, kind: str, config: Any, facts: dict[str, Any]) -> None:
+    choose = "choose another --output-dir, or delete that one."
+    if run.record["kind"] != kind or run.record["config"] != config:
+        what = f"{run.record['kind']} {run.record['name']!r} with other settings"
+        raise RepnoiseError(f"{run.path} belongs to another run ({what}): {choose}")
+    for name, value in facts.items():
+        if _fingerprints(run.record.get(name)) != _fingerprints(plain(value)):
+            what = {"parent": "model", "data": "data"}.get(name, name)
+            raise RepnoiseError(f"{run.path} holds a run with the same settings, but another {what}: {choose}")
+
+
+def _fingerprints(value: Any) -> Any:
+    """A record of inputs without the names, places and sizes of what has a fingerprint."""
+    if not isinstance(value, dict):
+        return value
+    return value["fingerprint"] if "fingerprint" in value else {key: _fingerprints(part) for key, part in value.items()}
+
+
 @contextmanager
 def recording(run: Run) -> Iterator[Run]:
     """Mark the run finished when the block ends well, failed with the reason when it does not. Adds the seconds."""
@@ -99,6 +124,7 @@ def recording(run: Run) -> Iterator[Run]:
     def seconds() -> float:
         return round(before + time.perf_counter() - start, 2)
 
+    run.update(status="running")
     try:
         yield run
     except BaseException as error:
@@ -121,12 +147,17 @@ def suppressed_os_errors() -> Iterator[None]:
 
 def load_run(path: Path) -> Run:
     """Read a run; raises RepnoiseError if there is none."""
+    file = path / "run.json"
     try:
-        return Run(path, json.loads((path / "run.json").read_text()))
-    except FileNotFoundError:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise RepnoiseError(f"{path} is not a run: it has no run.json.") from None
-    except json.JSONDecodeError as error:
-        raise RepnoiseError(f"{path / 'run.json'} is damaged ({error}): delete that run and repeat it.") from None
+    except (ValueError, RecursionError) as error:
+        raise RepnoiseError(f"{file} is damaged ({error}): delete that run and repeat it.") from None
+    missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise RepnoiseError(f"{file} is damaged (it lacks {', '.join(missing)}): delete that run and repeat it.")
+    return Run(path, record)
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
@@ -149,6 +180,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def flush_to_disk(folder: Path) -> None:
+    """Wait until every file below a folder is on the disk, so that what marks it as whole is never there before it."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -159,7 +200,8 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(): it also splits at characters that JSON allows inside a string, such as U+2028.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def plain(value: Any) -> Any:

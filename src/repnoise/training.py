@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from repnoise.errors import RepnoiseError
-from repnoise.modeling import with_lora
+from repnoise.modeling import with_activation_checkpointing, with_lora, without_progress_bars
 from repnoise.optimisation import Training
+from repnoise.runs import flush_to_disk
 
 Objective = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
 """(model, batch) to the scalar to minimise and its detached terms."""
@@ -37,31 +42,41 @@ def train(
     """Minimise the objective over `examples`, already in order and as many as the steps need.
 
     Checkpoints go to `folder`; with `resume`, training goes on from the newest whole one and ends with the same bits as
-    an uninterrupted run. `on_step(step, model)` is called after every step, and for step 0 before the first. Returns
-    the trained model (adapters still on) and the log: one dict a logged step, terms averaged since the one before.
+    an uninterrupted run. Without it, what an earlier training left in the folder is deleted. `on_step(step, model)` is
+    called after every step, and for step 0 before the first; what it draws at random changes nothing. `progress` is the
+    title of a progress bar on stderr. Returns the trained model (adapters still on) and the log: one dict a logged
+    step, terms averaged since the one before.
 
-    Raises RepnoiseError if a term is not finite, telling which one and when.
+    Raises RepnoiseError if a term or a gradient is not finite, telling which one and when, and for an optimiser,
+    schedule or tracker that cannot be used.
     """
+    training.require_trackers()
+    checkpoint = newest_checkpoint(folder) if resume else None
+    discard_checkpoints(folder, but=checkpoint)
     if training.lora_rank is not None:
         torch.manual_seed(training.seed)  # The adapters' initial weights belong to the run.
         model = with_lora(model, training.lora_rank, training.lora_alpha)  # type: ignore[arg-type]
-    if training.gradient_checkpointing:
-        # The re-entrant kind would cut captured activations off from the graph.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     steps = len(examples) // (training.batch_size * training.accumulation)
-    checkpoint = newest_checkpoint(folder) if resume else None
     bar = _ProgressBar(progress) if progress is not None else None
-    callbacks: list[TrainerCallback] = [
-        _FiniteGradients(),
+    callbacks = [
+        _LogLastStep(),
+        _SoundGradients(training.max_grad_norm, folder),
+        *_trackers(training, folder, checkpoint),
         *([_OnStep(on_step)] if on_step else []),
         *([bar] if bar else []),
     ]
-    trainer = ObjectiveTrainer(objective, model, _arguments(training, steps, folder), collator, examples, callbacks)
-    if on_step and checkpoint is None:
-        on_step(0, model)
-    with bar.line if bar else nullcontext():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return model, [row for row in trainer.state.log_history if "loss" in row]
+    with without_progress_bars(), with_activation_checkpointing(model, training.gradient_checkpointing):
+        trainer = _trainer(objective, model, training, steps, folder, collator, examples, callbacks)
+        if on_step and checkpoint is None:
+            with _random_state_kept(model):
+                on_step(0, model)
+        with bar.line if bar else nullcontext(), _memory_explained():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.free_memory()  # The optimiser's state, which would outlive this function in cycles.
+    with suppress(OSError):
+        folder.rmdir()  # Trainer made it, and without checkpoints it is empty.
+    # Sorted, as a checkpoint keeps them.
+    return model.eval(), [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
 
 
 class ObjectiveTrainer(Trainer):
@@ -72,6 +87,7 @@ class ObjectiveTrainer(Trainer):
         objective: Objective,
         model: nn.Module,
         args: TrainingArguments,
+        precision: str,
         collator: Callable[[Sequence[Any]], Any],
         examples: Sequence[Any],
         callbacks: list[TrainerCallback],
@@ -81,17 +97,19 @@ class ObjectiveTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.args.world_size > 1:
             raise RepnoiseError("repnoise trains in one process so far: start it without a distributed launcher.")
-        self.objective = objective
+        self.objective, self.precision = objective, precision
         # The mean over accumulated batches, not their sum, whatever arguments the model's own loss takes.
-        self.loss_is_scaled_for_ga = False
+        self.model_accepts_loss_kwargs = False
         self._sums: dict[str, Tensor] = {}
         self._count = 0
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+        # Not through Trainer's own bf16, which leaves the model wrapped in an autocast after training.
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, terms = self.objective(model, inputs)
-        if not torch.isfinite(loss):
-            raise RepnoiseError(_not_finite(terms, self.state.global_step + 1), exit_code=1)
+        if not torch.stack([loss.detach(), *(term.to(loss) for term in terms.values())]).isfinite().all():
+            bad = [name for name, term in terms.items() if not term.isfinite()] or ["the loss"]
+            raise _not_finite(bad, self.state.global_step + 1, "that term", Path(str(self.args.output_dir)))
         for name, term in terms.items():
             self._sums[name] = self._sums.get(name, 0) + term
         self._count += 1
@@ -103,10 +121,17 @@ class ObjectiveTrainer(Trainer):
             self._sums, self._count = {}, 0
         super().log(logs, start_time)
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # Nobody reads it, it takes time, and it would be wrong: an objective has several forward passes.
+
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
         # A killed process leaves half a checkpoint behind: only one with this mark is ever read.
-        (Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}" / "complete").touch()
+        flush_to_disk(checkpoint)
+        (checkpoint / "complete").touch()
+        discard_checkpoints(folder, but=checkpoint)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -115,12 +140,33 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
+def discard_checkpoints(folder: Path, but: Path | None) -> None:
+    """Delete all checkpoints in a folder but one, half-written ones included."""
+    for path in folder.glob("checkpoint-*"):
+        if path != but:
+            (path / "complete").unlink(missing_ok=True)  # First, so that none that is half deleted counts as whole.
+            shutil.rmtree(path)
+
+
+def _trainer(
+    objective: Objective, model: nn.Module, training: Training, steps: int, folder: Path, *rest: Any
+) -> ObjectiveTrainer:
+    try:
+        trainer = ObjectiveTrainer(objective, model, _arguments(training, steps, folder), training.precision, *rest)
+        trainer.create_optimizer_and_scheduler(steps)  # Now, so that what is wrong with them shows before any work.
+    except (ImportError, ValueError, TypeError) as error:
+        names = f"Optimiser {training.optimizer!r} with schedule {training.schedule!r}"
+        raise RepnoiseError(f"{names} cannot be used: {str(error).rstrip('.')}.") from error
+    return trainer
+
+
 def _arguments(training: Training, steps: int, folder: Path) -> TrainingArguments:
     log_every = max(1, steps // 100)
     # Saving only where something was just logged keeps a resumed run's log the same as an uninterrupted one's.
     save_every = math.ceil((training.save_every or steps) / log_every) * log_every
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
+        run_name=folder.parent.name,
         max_steps=steps,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
@@ -129,40 +175,89 @@ def _arguments(training: Training, steps: int, folder: Path) -> TrainingArgument
         warmup_steps=math.ceil(training.warmup * steps),
         optim=training.optimizer,
         weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.precision == "bf16",
+        max_grad_norm=0.0,  # `_SoundGradients` does it.
         seed=training.seed,
         logging_steps=log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps" if training.save_every else "no",
         save_steps=save_every,
-        save_total_limit=2,
-        report_to=list(training.report_to) or "none",
+        report_to=[name for name in training.report_to if name != "tensorboard"] or "none",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
     )
+    # With several GPUs in sight Trainer would split every batch between them, and make it that many times larger.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
-def _not_finite(terms: dict[str, Tensor], step: int) -> str:
-    bad = [name for name, term in terms.items() if not torch.isfinite(term)] or ["loss"]
-    return (
-        f"Training stopped at step {step}: {' and '.join(bad)} is not finite. Lower --learning-rate (or the "
-        "weight of that term) and start again; the last checkpoint is from before."
+def _trackers(training: Training, folder: Path, checkpoint: Path | None) -> list[TrainerCallback]:
+    """TensorBoard with its files beside the checkpoints, which are deleted; Trainer itself starts the others."""
+    if "tensorboard" not in training.report_to:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    # Steps after the checkpoint are about to be logged once more.
+    again_from = int(checkpoint.name.split("-")[1]) + 1 if checkpoint else None
+    return [TensorBoardCallback(SummaryWriter(str(folder.parent / "tensorboard"), purge_step=again_from))]
+
+
+def _not_finite(what: Sequence[str], step: int, lower: str, folder: Path) -> RepnoiseError:
+    verb = "is" if len(what) == 1 else "are"
+    checkpoint = newest_checkpoint(folder)
+    kept = f" The last good checkpoint stays in {checkpoint}." if checkpoint else ""
+    return RepnoiseError(
+        f"Training stopped at step {step}: {' and '.join(what)} {verb} not finite. Lower --learning-rate, or the "
+        f"weight of {lower}, and start again.{kept}",
+        exit_code=1,
     )
 
 
-class _FiniteGradients(TrainerCallback):
-    """A finite loss can have a gradient that is not; applied, it would spoil the weights and then a checkpoint."""
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RepnoiseError(
+            "The GPU's memory is not enough: use --gradient-checkpointing, --precision bf16 or --lora-rank, or lower "
+            "--max-length or --batch-size (which is part of the method).",
+            exit_code=1,
+        ) from error
+
+
+@contextmanager
+def _random_state_kept(model: nn.Module) -> Iterator[None]:
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+class _LogLastStep(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+class _SoundGradients(TrainerCallback):
+    """Clips gradients, and stops at one that is not finite: a finite loss can have it, and it would spoil the weights.
+
+    Trainer's own clipping would turn a gradient whose norm is infinite into zeros or NaN and go on.
+    """
+
+    def __init__(self, max_norm: float, folder: Path) -> None:
+        self.max_norm, self.folder = max_norm, folder
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        gradients: Iterable[Tensor] = [p.grad for p in model.parameters() if p.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            terms = {"the gradient": torch.tensor(math.nan)}
-            raise RepnoiseError(_not_finite(terms, state.global_step + 1), exit_code=1)
+        trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+        if not norm.isfinite():
+            raise _not_finite(["the gradient"], state.global_step + 1, "a term", self.folder)
+        if self.max_norm:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.max_norm, norm)
 
 
 class _OnStep(TrainerCallback):
@@ -170,29 +265,45 @@ class _OnStep(TrainerCallback):
         self.on_step = on_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.on_step(state.global_step, model)
+        with _random_state_kept(model):
+            self.on_step(state.global_step, model)
 
 
 class _ProgressBar(TrainerCallback):
-    """One line with the steps done, the time left and the latest terms."""
+    """One line with the steps done, the time left and the latest terms; off a terminal, a line every tenth."""
 
     def __init__(self, title: str) -> None:
+        self.title = title
+        self.console = Console(stderr=True)
         self.line = Progress(
-            TextColumn(title),
+            TextColumn(escape(title)),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[terms]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
         )
         self.task = self.line.add_task("", total=None, terms="")
+        self.started_at, self.start, self.tenths = 0, 0.0, -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.line.update(self.task, total=state.max_steps, completed=state.global_step)
+        self.started_at, self.start = state.global_step, time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.line.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" not in (logs or {}):
+            return  # Trainer's closing summary.
         hidden = ("epoch", "grad_norm", "learning_rate", "step")
-        terms = {name: value for name, value in (logs or {}).items() if name not in hidden and "train" not in name}
-        self.line.update(self.task, terms="  ".join(f"{name} {float(value):.3g}" for name, value in terms.items()))
+        terms = "  ".join(f"{name} {value:.3g}" for name, value in logs.items() if name not in hidden)
+        self.line.update(self.task, terms=terms)
+        tenths = 10 * state.global_step // state.max_steps
+        if not self.console.is_terminal and tenths > self.tenths:
+            self.tenths = tenths
+            a_step = (time.perf_counter() - self.start) / (state.global_step - self.started_at)
+            left = round(a_step * (state.max_steps - state.global_step))
+            text = f"{self.title}: step {state.global_step} of {state.max_steps}, {left} s left, {terms}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
