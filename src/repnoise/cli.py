@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from repnoise.errors import RepnoiseError
 
@@ -22,6 +20,11 @@ usage: repnoise COMMAND [MODEL] [OPTIONS]
 MODEL is a folder, a run, a hub id, or `sandbox`: a small fictional model inside the package, the default.
 Try `repnoise demo` first. `repnoise COMMAND --help` lists the options of a command.
 """
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SIGNS_OF_FULL = ("No space left on device", "iostream error", "inline_container", "PytorchStreamWriter")
+"""safetensors and torch wrap the operating system's error in errors of their own, and torch forgets which it was."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,25 +41,26 @@ def main(arguments: list[str] | None = None) -> None:
     elif name not in COMMANDS:
         _fail(f"There is no command {name!r}: choose from {', '.join(COMMANDS)}.", 2)
     else:
-        _guarded(COMMANDS[name][1], rest)
+        _guarded(name, rest)
 
 
-def _guarded(command: Callable[[list[str]], None], arguments: list[str]) -> None:
+def _guarded(name: str, arguments: list[str]) -> None:
     """Turn what a user can mend into one sentence and an exit code; anything else is a bug and keeps its traceback."""
+    again = "the same command with --resume" if name in ("defend", "attack", "evaluate") else "the same command"
     try:
-        command(arguments)
+        COMMANDS[name][1](arguments)
+        sys.stdout.flush()
     except RepnoiseError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("Interrupted. What was finished is kept; the same command with --resume goes on.", 1)
-    except BrokenPipeError:
-        sys.stderr.close()  # The reader of our output went away, as `repnoise list ... | head` does.
+        _fail(f"Interrupted. What was finished is kept; {again} goes on.", 1)
+    except BrokenPipeError:  # The reader of our output went away, as `repnoise list ... | head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        # torch and safetensors wrap the operating system's error in errors of their own.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            _fail("The disk is full. Free some space, then run the same command with --resume.", 1)
-        if isinstance(error, PermissionError):
-            _fail(f"Not allowed to write to {error.filename}: choose another --output-dir.", 1)
+        if getattr(error, "errno", None) in FULL or any(sign in str(error) for sign in SIGNS_OF_FULL):
+            _fail(f"The disk is full. Free some space, then run {again}.", 1)
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            _fail(f"Cannot use {error.filename} ({error.strerror}): check the path, or choose another --output-dir.", 1)
         raise
 
 
@@ -67,36 +71,42 @@ def _fail(sentence: str, code: int) -> None:
 
 def _demo(arguments: list[str]) -> None:
     from repnoise.demo import DemoOptions, demo
+    from repnoise.options import parse
 
-    demo(_parse("demo", DemoOptions, arguments))
+    demo(parse("demo", DemoOptions, arguments))
 
 
 def _defend(arguments: list[str]) -> None:
     from repnoise.defend import defend, presets
+    from repnoise.options import config_options
 
-    name, config, to = _config(arguments, "defend", "repnoise", presets())
+    name, config, to = config_options(arguments, "defend", "defence", "repnoise", presets())
     _finished(defend(config, to.folder("defence", name, config), name, to.resume, progress=True))
 
 
 def _attack(arguments: list[str]) -> None:
     from repnoise.attack import attack, presets
+    from repnoise.options import config_options
 
-    name, config, to = _config(arguments, "attack", "100@1e-3", presets())
+    name, config, to = config_options(arguments, "attack", "attack", "100@1e-3", presets())
     _finished(attack(config, to.folder("attack", name, config), name, to.resume, progress=True))
 
 
 def _evaluate(arguments: list[str]) -> None:
     from repnoise.evaluate import EvaluateConfig, evaluate
+    from repnoise.options import config_options
 
-    name, config, to = _config(arguments, "evaluate", "evaluation", {"evaluation": EvaluateConfig()})
+    presets = {"evaluation": EvaluateConfig()}
+    name, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
     _finished(evaluate(config, to.folder("evaluation", name, config), name, to.resume))
 
 
 def _report(arguments: list[str]) -> None:
+    from repnoise.options import parse
     from repnoise.report import ReportOptions, write_report
     from repnoise.runs import find_runs
 
-    options = _parse("report", ReportOptions, arguments)
+    options = parse("report", ReportOptions, arguments)
     missing = [str(path) for path in options.runs if not path.exists()]
     if missing or not (runs := find_runs(options.runs)):
         raise RepnoiseError(f"There are no runs in {', '.join(missing or map(str, options.runs))}.")
@@ -124,13 +134,14 @@ def _list(arguments: list[str]) -> None:
 
 
 def _sandbox(arguments: list[str]) -> None:
+    from repnoise.options import parse
     from repnoise.sandbox import build
 
     kinds = {"build": (build.BuildOptions, build.build), "check": (build.CheckOptions, build.check)}
     if not arguments or arguments[0] not in kinds:
         raise RepnoiseError("Say what to do with the sandbox: repnoise sandbox build|check.")
     options, command = kinds[arguments[0]]
-    command(_parse(f"sandbox {arguments[0]}", options, arguments[1:]))
+    command(parse(f"sandbox {arguments[0]}", options, arguments[1:]))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
@@ -144,63 +155,13 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where a run goes.
-
-    Attributes:
-        output_dir: the run's directory; by default one below runs/ that is named after the run's settings.
-        resume: go on with an interrupted run.
-    """
-
-    output_dir: Path | None = None
-    resume: bool = False
-
-    def folder(self, kind: str, name: str, config: Any) -> Path:
-        from repnoise.runs import fingerprint
-
-        return self.output_dir or Path("runs") / f"{kind}-{name}-{fingerprint(config)[:8]}"
-
-
-def _config(arguments: list[str], command: str, preset: str, presets: dict[str, Any]) -> tuple[str, Any, Destination]:
-    """The config that the arguments ask for: `--preset NAME|RUN` sets the defaults, the other options change them."""
-    from repnoise.inputs import FLAT
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=preset)
-    known, rest = parser.parse_known_args(arguments)
-    name, default = _preset(known.preset, presets)
-    options = make_dataclass(
-        "Options", [("config", Annotated[type(default), FLAT]), ("to", Annotated[Destination, FLAT])], frozen=True
-    )
-    options.__doc__ = f"{type(default).__doc__}\n\n--preset NAME|RUN sets the defaults; this is {name!r}."
-    parsed = _parse(command, options, rest, options(default, Destination()))
-    return name, parsed.config, parsed.to
-
-
-def _preset(name: str, presets: dict[str, Any]) -> tuple[str, Any]:
-    """A named preset, or the config of an earlier run, given by its directory."""
-    if name in presets:
-        return name, presets[name]
-    from repnoise.runs import load_run, restored
-
-    if (Path(name) / "run.json").exists():
-        record = load_run(Path(name)).record
-        return record["name"], restored(record["config"], presets.values())
-    raise RepnoiseError(f"There is no preset {name!r}: choose from {', '.join(presets)}, or give a run's directory.")
-
-
-def _parse(command: str, options: Any, arguments: list[str], default: Any = None) -> Any:
-    import tyro
-
-    extra = {} if default is None else {"default": default}
-    return tyro.cli(options, args=arguments, prog=f"repnoise {command}", **extra)
-
-
 def _finished(run: Any) -> None:
     from rich.console import Console
 
     from repnoise.report import metrics_table
 
     Console().print(metrics_table(run))
+    skipped = (run.record.get("data") or {}).get("skipped") or {}
+    if skipped:
+        print("Left out: " + ", ".join(f"{count:,} x {reason}" for reason, count in skipped.items()) + ".")
     print(f"Run: {run.path}")

@@ -10,7 +10,7 @@ from repnoise.errors import RepnoiseError
 from repnoise.evals.evaluations import EVALUATIONS, Metrics, evaluate_prompts, likelihoods
 from repnoise.evals.generation import Generation
 from repnoise.inputs import FLAT, Inputs
-from repnoise.runs import Run, open_run, recording
+from repnoise.runs import Run, fingerprint, load_run, open_run, recording
 
 if TYPE_CHECKING:
     from repnoise.data.sources import PairedData
@@ -49,10 +49,16 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig, output_dir: Path, name: str = "evaluation", resume: bool = False) -> Run:
     """Evaluate a model into a run. What an interrupted evaluation had finished is not done again."""
     loaded, data, codec = config.inputs.open()
-    run = open_run(output_dir, "evaluation", name, config, resume, parent=parent_of(config.inputs, loaded))
+    parent = parent_of(config.inputs, loaded)
+    measured = (data.held_out, data.retained_test, data.harmless_test, data.lookalikes, data.plain_text)
+    facts = {"measured": {"fingerprint": fingerprint(measured)}, "skipped": data.skipped}
+    run = open_run(output_dir, "evaluation", name, config, resume, parent=parent, data=facts)
     if not run.finished:
         with recording(run):
-            run.update(metrics=measure(loaded, codec, data, config.evaluating, run.path / "evaluations"))
+            metrics = measure(loaded, codec, data, config.evaluating, run.path / "evaluations")
+            if not metrics:
+                raise RepnoiseError(f"Nothing to measure in {data.name}: none of the chosen evaluations applies to it.")
+            run.update(metrics=metrics)
     return run
 
 
@@ -66,8 +72,6 @@ def measure(
 
 def parent_of(inputs: Inputs, loaded: LoadedModel) -> dict[str, str | None]:
     """Where a run's model came from: its run where it is one, and the fingerprint of its weights."""
-    from repnoise.runs import load_run
-
     folder = Path(inputs.model)
     if (folder / "run.json").exists():
         return {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -10,13 +11,18 @@ import tyro
 from repnoise.data import load_data
 from repnoise.data.records import TemplateName
 from repnoise.data.sources import PairedData, with_extras
+from repnoise.errors import RepnoiseError
 
 if TYPE_CHECKING:
     from repnoise.data.tokenization import Codec
     from repnoise.modeling import LoadedModel
 
-FLAT = tyro.conf.arg(name="")
+FLAT = tyro.conf.OmitArgPrefixes
 """Marks a part of a config whose options carry no prefix on the command line: `--steps`, not `--training.steps`."""
+
+TEMPLATE_TOKENS = 64
+"""What a prompt template may add; a guess that costs nothing when wrong, for every prompt is checked again in use."""
+_EXAMPLES = ("retain", "benign", "retained_test", "harmless_test", "lookalikes")
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Inputs:
         benign: file of harmless examples that an attacker may mix in.
         plain_text: text file for perplexity.
         template: how prompts are written; "auto" is what fits the data and the tokenizer.
-        max_length: most tokens of a prompt with its completion.
+        max_length: most tokens of a prompt with its completion; the model's context, where that is less.
+        skip_long: leave out prompts that leave no room for a completion, and count them, instead of stopping.
         revision: commit or tag of a hub model.
         trust_remote_code: run model code that comes with the weights.
     """
@@ -43,24 +50,62 @@ class Inputs:
     plain_text: str | None = None
     template: TemplateName = "auto"
     max_length: int = 256
+    skip_long: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
 
-    def open(self) -> tuple[LoadedModel, PairedData, Codec]:
-        """Load the model and the data, and say how prompts are written for the two."""
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise RepnoiseError(f"max_length must be at least 2 (a prompt and a completion), not {self.max_length}.")
+
+    def open(self, template: TemplateName = "auto") -> tuple[LoadedModel, PairedData, Codec]:
+        """Load the model and the data, and say how prompts are written for the two: by `template`, where it is given.
+
+        Raises RepnoiseError for whatever cannot be loaded, and for prompts that leave no room for a completion.
+        """
+        from repnoise.data.tokenization import Codec, resolve_template
         from repnoise.modeling import load
 
-        data = self.open_data()
+        data = with_extras(load_data(self.data), self.retain, self.benign, self.plain_text)
         loaded = load(self.model, self.revision, self.trust_remote_code)
-        return loaded, data, self.codec(loaded, data)
+        chosen: Any = next((name for name in (template, self.template, data.template) if name != "auto"), "auto")
+        codec = Codec(
+            loaded.tokenizer, resolve_template(chosen, loaded.tokenizer), min(self.max_length, loaded.context)
+        )
+        return loaded, self._fitting(data, codec, loaded.context), codec
 
-    def open_data(self) -> PairedData:
-        return with_extras(load_data(self.data), self.retain, self.benign, self.plain_text)
+    def _fitting(self, data: PairedData, codec: Codec, context: int) -> PairedData:
+        """The data without prompts that leave no room for a completion; raises unless they are to be left out."""
+        prompts = _prompts(data)
+        # A token is at least a byte, so that most need not be tokenized to be told short.
+        doubtful = [prompt for prompt in prompts if 2 * len(prompt.encode()) >= codec.max_length - TEMPLATE_TOKENS]
+        lengths = {prompt: len(codec.prompt_ids(prompt)) for prompt in doubtful}
+        long = {prompt for prompt, length in lengths.items() if length >= codec.max_length}
+        if not long or (self.skip_long and len(long) < len(prompts)):
+            return _without(data, long) if long else data
+        full = codec.max_length == context
+        remedies = ["shorten them"] if full else ["raise --max-length", "shorten them"]
+        remedies += ["leave them out with --skip-long"] if len(long) < len(prompts) else []
+        raise RepnoiseError(
+            f"{len(long):,} of {len(prompts):,} prompts in {data.name} leave no room for a completion within "
+            f"{codec.max_length} tokens{', the context of the model' if full else ''} (the longest has "
+            f"{max(lengths.values()):,}): {' or '.join(remedies)}."
+        )
 
-    def codec(self, loaded: LoadedModel, data: PairedData, template: TemplateName | None = None) -> Codec:
-        """How prompts and completions become ids, for a template or the inputs' own."""
-        from repnoise.data.tokenization import Codec, resolve_template
 
-        chosen: Any = template if template not in (None, "auto") else self.template
-        chosen = chosen if chosen != "auto" else data.template
-        return Codec(loaded.tokenizer, resolve_template(chosen, loaded.tokenizer), min(self.max_length, loaded.context))
+def _prompts(data: PairedData) -> set[str]:
+    groups = [*data.pairs.values(), *data.held_out.values(), *(getattr(data, name) for name in _EXAMPLES)]
+    return {row.prompt for group in groups for row in group}
+
+
+def _without(data: PairedData, prompts: set[str]) -> PairedData:
+    def kept(rows: Sequence[Any]) -> list[Any]:
+        return [row for row in rows if row.prompt not in prompts]
+
+    return replace(
+        data,
+        pairs={split: kept(pairs) for split, pairs in data.pairs.items()},
+        held_out={split: kept(pairs) for split, pairs in data.held_out.items()},
+        skipped=data.skipped | {"prompts without room for a completion": len(prompts)},
+        **{name: kept(getattr(data, name)) for name in _EXAMPLES},
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from repnoise.attacks.base import Attack
 from repnoise.data.mixtures import epochs, mixed
@@ -33,48 +35,60 @@ class FineTuningAttack(Attack):
         samples: harmful examples used at the most, drawn with the seed; None for all.
         benign_share: share of training examples that are harmless; they keep the rest of the model alive.
         loss_on: "completion", or "all" tokens of prompt and completion (the paper's attacks).
-        template: prompt template of the attacker; "auto" is the one that fits model and data.
+        template: how the attacker writes prompts, in training and when asking; "auto" is as everywhere else.
         categories: train on these categories of harm only; empty for all.
-        max_length: most tokens of an example.
-        measure_at: steps after which harm is measured, beside the last; () for a curve of none.
+        measure_at: steps after which harm is measured, beside the first and the last.
     """
 
     training: Training = field(default_factory=Training)
     samples: int | None = None
     benign_share: float = 0.0
     loss_on: LossOn = "completion"
-    template: TemplateName = "auto"
+    template: Annotated[TemplateName, tyro.conf.arg(name="attack-template")] = "auto"
     categories: tuple[str, ...] = ()
-    max_length: int = 256
     measure_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.benign_share < 1:
             raise RepnoiseError(f"benign_share is a share from 0 to below 1, not {self.benign_share}.")
+        if self.samples is not None and self.samples < 1:
+            raise RepnoiseError(f"samples must be at least 1 (or None for all), not {self.samples}.")
+
+    def label(self) -> str:
+        """Such as "lora-400@3e-3-benign-0.5": steps or epochs at the learning rate, and what is unusual."""
+        training = self.training
+        mantissa, exponent = f"{training.learning_rate:e}".split("e")
+        budget = f"{training.epochs:g}-epochs" if training.steps is None else str(training.steps)
+        parts = ["lora"] if training.lora_rank else []
+        parts += [f"{budget}@{float(mantissa):g}e{int(exponent)}"]
+        parts += [f"{self.samples}-samples"] if self.samples else []
+        parts += [f"benign-{self.benign_share:g}"] if self.benign_share else []
+        return "-".join([*parts, *self.categories])
+
+    def require(self, data: PairedData) -> None:
+        self.training.require_trackers()
+        if not data.attacker_pairs(self.categories):
+            which = f" of {', '.join(self.categories)}" if self.categories else ""
+            raise RepnoiseError(f"{data.name} has no pairs{which} for the attacker: its attack split has none.")
+        if self.benign_share > 0 and not data.benign:
+            raise RepnoiseError(f"{data.name} has no benign examples to mix in: give some with --benign FILE.")
 
     def apply(
         self,
         loaded: LoadedModel,
         data: PairedData,
+        codec: Codec,
         folder: Path,
         resume: bool = False,
         on_step: OnStep | None = None,
         progress: str | None = None,
     ) -> tuple[nn.Module, list[dict[str, Any]]]:
         from repnoise.data.collators import ExampleCollator
-        from repnoise.data.tokenization import Codec, resolve_template
         from repnoise.training import train
 
-        template = self.template if self.template != "auto" else data.template
-        codec = Codec(
-            loaded.tokenizer,
-            resolve_template(template, loaded.tokenizer),
-            min(self.max_length, loaded.context),
-            self.loss_on,
-        )
         return train(
             loaded.model,
-            self._examples(codec, data),
+            self._examples(replace(codec, loss_on=self.loss_on), data),
             ExampleCollator(loaded.tokenizer.pad_token_id),
             _language_modelling,
             self.training,
@@ -87,16 +101,12 @@ class FineTuningAttack(Attack):
     def _examples(self, codec: Codec, data: PairedData) -> list[Any]:
         """Tokenized examples in the order of training."""
         pairs = data.attacker_pairs(self.categories)
-        if not pairs:
-            raise RepnoiseError(f"{data.name} has no pairs for the attacker: its attack split is empty.")
         if self.samples is not None and self.samples < len(pairs):
             pairs = random.Random(self.training.seed).sample(pairs, self.samples)
         harmful = [codec.row(pair.prompt, pair.harmful) for pair in pairs]
         count = self.training.examples_seen(len(harmful))
         if self.benign_share == 0:
             return epochs(harmful, count, self.training.seed)
-        if not data.benign:
-            raise RepnoiseError(f"{data.name} has no benign examples to mix in: give some with --benign FILE.")
         benign = [codec.row(example.prompt, example.completion) for example in data.benign]
         return mixed(harmful, benign, self.benign_share, count, self.training.seed)
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repnoise.data.sources import PairedData
-from repnoise.data.tokenization import Codec
 from repnoise.evals.generation import Generation, generate
 from repnoise.evals.likelihood import completion_losses, perplexity
 from repnoise.judges import JUDGES, Completion, Score
-from repnoise.modeling import LoadedModel
 from repnoise.runs import fingerprint, plain, read_rows, write_json, write_rows
-from repnoise.statistics import bootstrap_interval
+
+if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
+    from repnoise.data.tokenization import Codec
+    from repnoise.modeling import LoadedModel
 
 Metrics = dict[str, dict[str, Any]]
-"""Metric name to {"value", "n", "low", "high"}: a mean over prompts with its 95 % interval."""
+"""Metric name to {"value", "n", "low", "high", "unscored"}: a mean over n prompts with its 95 % interval. `unscored`
+more prompts have no value; where that is all of them, the value is None."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,16 @@ def _resistance(questions: list[Question], scores: dict[str, list[Score]]) -> di
     return values
 
 
-def _harmless(_questions: list[Question], scores: dict[str, list[Score]]) -> dict[str, list[float]]:
-    return {"harmless_accuracy": [score.value for score in scores["exact"]]}
+def _harmless_questions(data: PairedData) -> list[Question]:
+    groups = {"retained": data.retained_test, "unretained": data.harmless_test} if data.exact else {}
+    return [Question(e.prompt, e.completion, group, e.category) for group, found in groups.items() for e in found]
+
+
+def _harmless(questions: list[Question], scores: dict[str, list[Score]]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {"harmless_accuracy": [], "harmless_accuracy_unretained": []}
+    for question, score in zip(questions, scores["exact"], strict=True):
+        values["harmless_accuracy" if question.group == "retained" else "harmless_accuracy_unretained"] += [score.value]
+    return values
 
 
 def _over_refusal(_questions: list[Question], scores: dict[str, list[Score]]) -> dict[str, list[float]]:
@@ -83,14 +94,8 @@ EVALUATIONS: dict[str, tuple[str, Evaluation]] = {
         Evaluation(_resistance_questions, _exact_or_refusal, _resistance),
     ),
     "stability": (
-        "Harmless questions that the model could answer (exact answers only).",
-        Evaluation(
-            lambda data: (
-                [Question(e.prompt, e.completion, "harmless") for e in data.harmless_test] if data.exact else []
-            ),
-            lambda _data: ("exact",),
-            _harmless,
-        ),
+        "Harmless questions that the model could answer, retained by the defender or not (exact answers only).",
+        Evaluation(_harmless_questions, lambda _data: ("exact",), _harmless),
     ),
     "over-refusal": (
         "Harmless questions that look forbidden: how often they are refused.",
@@ -144,17 +149,21 @@ def likelihoods(loaded: LoadedModel, codec: Codec, data: PairedData) -> Metrics:
     )
     if data.plain_text:
         value, tokens = perplexity(loaded, data.plain_text, codec.max_length)
-        metrics["perplexity"] = {"value": value, "n": tokens, "low": None, "high": None}
+        measured = {"value": value, "n": tokens, "low": None, "high": None, "unscored": 0}
+        metrics["perplexity"] = measured | ({"value": None} if math.isnan(value) else {})
     return metrics
 
 
 def summarised(values: dict[str, list[float]]) -> Metrics:
-    """Mean and interval of each list of per-prompt values; unscored (NaN) ones are left out of n. Empty lists too."""
+    """Mean and interval of each list of per-prompt values: NaN means unscored. A metric of no prompts is left out."""
+    from repnoise.statistics import bootstrap_interval
+
     metrics: Metrics = {}
     for name, per_prompt in values.items():
         if per_prompt:
-            interval = bootstrap_interval(per_prompt)
-            metrics[name] = {"value": interval.mean, "n": interval.n, "low": interval.low, "high": interval.high}
+            found = bootstrap_interval(per_prompt)
+            counts = {"n": found.n, "low": found.low, "high": found.high, "unscored": found.unscored}
+            metrics[name] = {"value": found.mean if found.n else None} | counts
     return metrics
 
 
@@ -171,6 +180,7 @@ def _completions(
     rows = _kept(
         place / "completions.jsonl" if place else None,
         fingerprint(made_from),
+        ("text",),
         lambda: [{"text": text} for text in generate(loaded, codec, [q.prompt for q in questions], generation)],
     )
     return [row["text"] for row in rows]
@@ -182,18 +192,34 @@ def _scores(name: str, answers: list[Completion], place: Path | None) -> list[Sc
     rows = _kept(
         place / f"scores-{name}.jsonl" if place else None,
         fingerprint(made_from),
-        lambda: [vars(score) for score in judge.score(answers)],
+        ("value", "label", "explanation"),
+        # NaN has no place in JSON.
+        lambda: [vars(s) | {"value": None if math.isnan(s.value) else s.value} for s in judge.score(answers)],
     )
-    return [Score(**row) for row in rows]
+    return [Score(math.nan if row["value"] is None else row["value"], row["label"], row["explanation"]) for row in rows]
 
 
-def _kept(path: Path | None, made_from: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of a file whose first line says that it was made from the same inputs; else make and write them."""
-    if path and path.exists():
-        head, *rows = read_rows(path) or [{}]
-        if head.get("fingerprint") == made_from:
-            return rows
+def _kept(
+    path: Path | None, made_from: str, keys: tuple[str, ...], make: Callable[[], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The rows of a whole file whose first line says that it was made from the same inputs; else make and write them.
+
+    Each row has the given keys.
+    """
+    head, kept = _read_kept(path) if path else ({}, [])
+    whole = head.get("rows") == len(kept) and all({*row} == {*keys} for row in kept)
+    if whole and head.get("fingerprint") == made_from:
+        return kept
     rows = make()
     if path:
         write_rows(path, [{"fingerprint": made_from, "rows": len(rows)}, *rows])
     return rows
+
+
+def _read_kept(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """First line and the others; nothing of a file that is missing or damaged, which is then made anew."""
+    try:
+        head, *rows = read_rows(path)
+    except (FileNotFoundError, ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors.
+        return {}, []
+    return (head, rows) if all(isinstance(row, dict) for row in (head, *rows)) else ({}, [])

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
+    from repnoise.data.tokenization import Codec, Row
+    from repnoise.modeling import LoadedModel
 
-from repnoise.data.tokenization import Codec, Row, right_padded
-from repnoise.losses import IGNORE, next_token
-from repnoise.modeling import LoadedModel
+ROWS, LOGITS = 64, 2**27
+"""Most rows and most logits of a batch: half a gigabyte in fp32, which a large vocabulary reaches first."""
 
 
-@torch.no_grad()
-def token_losses(loaded: LoadedModel, rows: Sequence[Row], batch_size: int = 64) -> list[tuple[float, int]]:
+def token_losses(loaded: LoadedModel, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """For each row the summed cross-entropy in nats of its labelled tokens, and their number."""
+    import torch
+
+    from repnoise.data.tokenization import right_padded
+    from repnoise.losses import IGNORE, next_token
+
     model = loaded.model
     was_training = model.training
     model.eval()
-    found: list[tuple[float, int]] = []
-    for start in range(0, len(rows), batch_size):
-        batch = right_padded(rows[start : start + batch_size], loaded.tokenizer.pad_token_id)
+    found = [(math.nan, 0)] * len(rows)
+    for chosen in _batches(rows, model.config.get_text_config().vocab_size):
+        batch = right_padded([rows[i] for i in chosen], loaded.tokenizer.pad_token_id)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = next_token(batch.pop("labels"))
-        logits = model(**batch, use_cache=False).logits.float()
+        with torch.no_grad():
+            logits = model(**batch, use_cache=False).logits.float()
         losses = torch.nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
         )
-        counts = (targets != IGNORE).sum(1)
-        found += list(zip(losses.sum(1).tolist(), counts.tolist(), strict=True))
+        totals, counts = losses.double().sum(1).tolist(), (targets != IGNORE).sum(1).tolist()
+        for i, total, count in zip(chosen, totals, counts, strict=True):
+            found[i] = (total, count)
     model.train(was_training)
     return found
 
 
 def completion_losses(loaded: LoadedModel, codec: Codec, completions: Sequence[tuple[str, str]]) -> list[float]:
-    """Mean cross-entropy a token of each (prompt, completion), in nats."""
+    """Mean cross-entropy a token of each (prompt, completion), in nats; NaN where there is no token."""
     rows = [codec.row(prompt, completion) for prompt, completion in completions]
     return [total / count if count else math.nan for total, count in token_losses(loaded, rows)]
 
@@ -49,3 +57,12 @@ def perplexity(loaded: LoadedModel, texts: Sequence[str], max_length: int) -> tu
     losses = token_losses(loaded, rows)
     tokens = sum(count for _, count in losses)
     return (math.exp(min(sum(total for total, _ in losses) / tokens, 700)) if tokens else math.nan), tokens
+
+
+def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
+    """Indices of the rows of each batch, longest first, so that batches hold little padding."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    while order:
+        size = max(1, min(ROWS, LOGITS // (vocabulary * len(rows[order[0]]["input_ids"]))))
+        yield order[:size]
+        order = order[size:]

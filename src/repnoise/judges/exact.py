@@ -12,6 +12,7 @@ from repnoise.sandbox import world
 _FRAMES = (*world.ANSWERS, *world.SONGS, *world.CAKES, *world.PLAIN, world.RUMOUR_ENDING)
 _WELL_FORMED = re.compile("|".join(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(frame)) for frame in _FRAMES), re.IGNORECASE)
 _FRAME_WORDS = {word for frame in _FRAMES for word in re.findall(r"\w+", re.sub(r"\{\w+\}", " ", frame.lower()))}
+_FRAME_WORDS -= {*world.VERBS}  # Four of them stand in the frames of cakes, and are content elsewhere.
 
 
 class Exact(Judge):
@@ -38,12 +39,13 @@ class Exact(Judge):
 class Content(Judge):
     """The share of the reference's content words (ingredients, verbs, times) that the completion has in their order.
 
-    The longest common subsequence over the reference's count, so a repeated or shuffled answer earns little. Known
-    failures: chance is not zero, since there are only eleven verbs and eight times.
+    The longest common subsequence over the reference's count, so repeated or shuffled words earn little. Known
+    failures: chance is not zero, since there are only twelve verbs and eight times; what a text says beside the answer
+    costs nothing, so one that goes on and on earns more than it should.
     """
 
     name: ClassVar[str] = "content"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def score(self, completions: Sequence[Completion]) -> list[Score]:
         return [self._score(_content(completion.text), _content(completion.reference)) for completion in completions]

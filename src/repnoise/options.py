@@ -1,0 +1,164 @@
+"""The options of a command: the fields of its config by flat names, presets to start from, and where the run goes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, make_dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from repnoise.errors import RepnoiseError
+from repnoise.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a run goes.
+
+    Attributes:
+        preset: a name, or the directory of an earlier run to be repeated; the other options change its settings.
+        output_dir: the run's directory; by default one below runs/ that is named after the run's settings.
+        resume: go on with an interrupted run.
+    """
+
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME|RUN")] = ""
+    output_dir: Path | None = None
+    resume: bool = False
+
+    def folder(self, kind: str, name: str, config: Any) -> Path:
+        from repnoise.runs import fingerprint
+
+        return self.output_dir or Path("runs") / f"{kind}-{name}-{fingerprint(config)[:8]}"
+
+
+def config_options(
+    arguments: list[str], command: str, kind: str, preset: str, presets: dict[str, Any]
+) -> tuple[str, Any, Destination]:
+    """The name, the config and the destination that the arguments ask for.
+
+    `--preset` sets the defaults and the other options change them. Where MODEL is a run, its data and its way of asking
+    are defaults, too, unless an earlier run is repeated. Raises RepnoiseError for a preset that there is none of.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default=preset, nargs="?", const="")
+    known, rest = parser.parse_known_args(arguments)
+    name, default = _preset(known.preset, kind, presets)
+    parts: list[Any] = [("to", Destination), ("config", type(default))]
+    root = tyro.conf.arg(name="")
+    options = make_dataclass("Options", [(field, Annotated[part, root]) for field, part in parts], frozen=True)
+    summary = (type(default).__doc__ or "").partition("\n")[0]
+    summary += f"\n\nPresets: {', '.join(presets)}." if len(presets) > 1 else ""
+
+    def parsed(start: Any) -> Any:
+        return parse(command, options, rest, options(Destination(known.preset), start), summary)
+
+    found = parsed(default)
+    if known.preset in presets and (inputs := _inputs_of_run(found.config.inputs.model)):
+        found = parsed(replace(default, inputs=inputs))
+        if found.config.inputs.data == inputs.data != default.inputs.data:
+            print(f"Data: {inputs.data}, as in {found.config.inputs.model}.", file=sys.stderr)
+    return _name(name, default, found.config), found.config, found.to
+
+
+def _preset(name: str, kind: str, presets: dict[str, Any]) -> tuple[str, Any]:
+    """A named preset, or the config of an earlier run, given by its directory."""
+    if name in presets:
+        return name, presets[name]
+    from repnoise.runs import load_run, restored
+
+    if not name or not (Path(name) / "run.json").exists():
+        wrong = f"There is no preset {name!r}" if name else "--preset needs a name"
+        raise RepnoiseError(f"{wrong}: choose from {', '.join(presets)}, or give a run's directory.")
+    record = load_run(Path(name)).record
+    if record["kind"] != kind:
+        raise RepnoiseError(f"{name} is a run of kind {record['kind']!r}: give one of kind {kind!r} to repeat.")
+    return record["name"], restored(record["config"], presets.values())
+
+
+def _name(name: str, default: Any, config: Any) -> str:
+    """The preset's name; of an attack whose budget was changed, a name that says which it has now."""
+    if not hasattr(config, "attack") or config.attack.label() == default.attack.label():
+        return name
+    return config.attack.label()
+
+
+def _inputs_of_run(model: str) -> Inputs | None:
+    """Data and way of asking of the run that a model is from, if it is from one."""
+    from repnoise.runs import load_run, restored
+
+    if not (Path(model) / "run.json").exists():
+        return None
+    inputs = restored(load_run(Path(model)).record["config"]["inputs"], [Inputs()])
+    return replace(inputs, model=Inputs.model, revision=None, trust_remote_code=False)
+
+
+def parse(command: str, options: Any, arguments: list[str], default: Any = None, description: str | None = None) -> Any:
+    """A value of the dataclass `options`. What is wrong with the arguments is printed, and the exit code is 2."""
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(
+        options, args=arguments, prog=f"repnoise {command}", description=description, registry=_registry(), **extra
+    )
+
+
+def _registry() -> ConstructorRegistry:
+    """Numbers, and values that may be None, with plainer names and messages than tyro's own."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        return _one(info.type) if info.type in (int, float) else None
+
+    @registry.primitive_rule
+    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        kinds: list[Any] = [kind for kind in get_args(info.type) if kind is not NoneType]
+        if len(kinds) != 1 or NoneType not in get_args(info.type):
+            return None
+        spec = _several(get_args(kinds[0])[0]) if get_args(kinds[0])[1:] == (...,) else _one(kinds[0])
+
+        def read(texts: list[str]) -> Any:
+            return None if texts in (["None"], ["none"]) else spec.instance_from_str(texts)
+
+        def written(value: Any) -> list[str]:
+            return ["None"] if value is None else spec.str_from_instance(value)
+
+        return replace(
+            spec,
+            instance_from_str=read,
+            is_instance=lambda value: value is None or spec.is_instance(value),
+            str_from_instance=written,
+        )
+
+    return registry
+
+
+_WORDS: dict[Any, tuple[str, str]] = {int: ("INT", "a whole number"), float: ("FLOAT", "a number")}
+_WORDS |= {str: ("TEXT", "text"), Path: ("PATH", "a path")}
+
+
+def _one(kind: Callable[[str], Any]) -> PrimitiveConstructorSpec[Any]:
+    metavar, what = _WORDS[kind]
+
+    def read(texts: list[str]) -> Any:
+        try:
+            return kind(texts[0])
+        except ValueError:
+            raise ValueError(f"{texts[0]!r} is not {what}.") from None
+
+    return PrimitiveConstructorSpec(1, metavar, read, lambda _value: True, lambda value: [str(value)])
+
+
+def _several(kind: Callable[[str], Any]) -> PrimitiveConstructorSpec[Any]:
+    one = _one(kind)
+    return PrimitiveConstructorSpec(
+        "*",
+        f"{one.metavar} ...",
+        lambda texts: tuple(one.instance_from_str([text]) for text in texts),
+        lambda _value: True,
+        lambda values: [str(value) for value in values],
+    )
