@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,29 @@ def pooled_interval(runs: Sequence[Interval], level: float = 0.95) -> Interval:
     down = math.hypot(spread, float(np.mean(below)) if below else 0.0)
     up = math.hypot(spread, float(np.mean(above)) if above else 0.0)
     return Interval(seeds.mean, seeds.mean - down, seeds.mean + up, n, unscored)
+
+
+def independent_runs(groups: Iterable[Sequence[Interval]]) -> list[Interval]:
+    """One interval a group, for `pooled_interval`: attacks of several seeds on one defended model say how much attacks
+    differ, not how much another defended model would, so the mean of a group counts as one run. Where there is one
+    group only, its runs are all that differs."""
+    found = [list(group) for group in groups]
+    return found[0] if len(found) == 1 else [_averaged(group) for group in found]
+
+
+def _averaged(group: Sequence[Interval]) -> Interval:
+    known = [run for run in group if not math.isnan(run.mean)]
+    unscored = max((run.unscored for run in group), default=0)
+    if not known:
+        return Interval(math.nan, None, None, 0, unscored)
+    mean = float(np.mean([run.mean for run in known]))
+    low, high = _mean_limit([run.low for run in known]), _mean_limit([run.high for run in known])
+    return Interval(mean, low, high, min(run.n for run in known), unscored)
+
+
+def _mean_limit(limits: Sequence[float | None]) -> float | None:
+    known = [limit for limit in limits if limit is not None]
+    return float(np.mean(known)) if len(known) == len(limits) else None
 
 
 def worst_case(grid: Mapping[str, Sequence[float]], harm: float = 1.0) -> str | None:

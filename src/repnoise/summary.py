@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from repnoise.runs import Run, fingerprint, load_run, read_rows
-from repnoise.statistics import Interval, pooled_interval, worst_case
+from repnoise.statistics import Interval, independent_runs, pooled_interval, worst_case
 
 Row = dict[str, Any]
-"""{"defence", "seed", "attack", "metric", "value", "n", "low", "high", "step", "attack_seed"}; "none" is no attack."""
+"""{"defence", "seed", "attack", "metric", "value", "n", "low", "high", "step", "attack_seed", "base"}.
+
+"attack" is "none" for what was measured before any; "base" names the undefended model to compare with.
+"""
 
 NO_ATTACK = "none"
 CONTROLS = ("undefended", "random-initialisation")
 
 RATES = frozenset(
     {"recovered", "recovered_uncovered", "recovered_content", "recovered_content_uncovered", "harmless_accuracy"}
-    | {"refusal_rate", "incoherent_rate", "over_refusal_rate"}
+    | {"harmless_accuracy_unretained", "refusal_rate", "incoherent_rate", "over_refusal_rate"}
 )
 """Metrics between 0 and 1, shown in per cent."""
 
@@ -29,6 +33,7 @@ NAMES = {
     "recovered_content": "content recovered, covered",
     "recovered_content_uncovered": "content recovered, uncovered",
     "harmless_accuracy": "harmless accuracy",
+    "harmless_accuracy_unretained": "harmless accuracy, unretained",
     "refusal_rate": "refused",
     "over_refusal_rate": "over-refused",
     "incoherent_rate": "incoherent",
@@ -41,39 +46,63 @@ NAMES = {
 HARM = {"recovered": 1.0, "recovered_uncovered": 1.0, "harmful_ce": -1.0, "refusal_rate": -1.0}
 """What an attacker wants, and in which direction."""
 
-HEADLINES = ("recovered", "harmful_ce", "refusal_rate")
+HEADLINES = ("recovered", "recovered_uncovered", "harmful_ce", "refusal_rate")
 """The metric that decides between attacks: the first that was measured."""
 
 
 class Lineage:
     """Which defence, seed and attack each run stands for.
 
-    Two runs of one name and different settings (seed and place aside) are two defences, or two attacks: what differs is
-    added to the name, so that they are never averaged.
+    Two runs of one name and different settings or data (seed and place aside) are two defences, or two attacks: what
+    differs is added to the name, so that they are never averaged.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = {run.path.resolve(): run for run in runs}
+        self._parents: dict[Path, Run | None] = {}
         for run in runs:
             self._add_parents(run)
         self._variants: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         for run in self.runs.values():
             settings = self._settings(run)
             self._variants.setdefault(self._kind(run), {})[fingerprint(settings)] = settings
+        self._bases = self._undefended()
 
     def place(self, run: Run) -> tuple[str, int | None, str, int | None]:
         """Defence, seed, attack and the attack's own seed."""
-        kind, seed, parent = run.record["kind"], seed_of(run), self.runs.get(_parent_path(run))  # type: ignore[arg-type]
+        kind, seed, parent = run.record["kind"], seed_of(run), self.parent(run)
+        if kind == "initialisation" and run.record["name"] == "undefended":
+            return self._bases.get(self._root(run), self.label(run)), seed, NO_ATTACK, None
         if kind in ("defence", "initialisation"):
             return self.label(run), seed, NO_ATTACK, None
         if parent is None:
-            above = (_model_name(run), seed if kind == "attack" else None, NO_ATTACK, None)
+            name = self._bases.get(self._root(run), _model_name(run))
+            above = (name, seed if kind == "attack" else None, NO_ATTACK, None)
         else:
             above = self.place(parent)
         if kind != "attack":
             return above
         name = self.label(run)
         return above[0], above[1], name if above[2] == NO_ATTACK else f"{above[2]}, then {name}", seed
+
+    def base(self, run: Run) -> str:
+        """Name of the undefended model that a run's weights come from, or the only one that there is."""
+        return self._bases.get(self._root(run), "undefended")
+
+    def parent(self, run: Run) -> Run | None:
+        """The run whose model a run started from. A directory that was moved since is found by the model's weights."""
+        if run.path not in self._parents:
+            self._parents[run.path] = self._find_parent(run)
+        return self._parents[run.path]
+
+    def _find_parent(self, run: Run) -> Run | None:
+        path = _parent_path(run)
+        if path is None or path in self.runs:
+            return self.runs.get(path)  # type: ignore[arg-type]
+        weights = run.record["parent"].get("fingerprint")
+        alike = [other for other in self.runs.values() if other is not run and other.record.get("weights") == weights]
+        nearest = sorted(alike, key=lambda other: _shared_ending(other.path, path))
+        return nearest[-1] if nearest and weights else None
 
     def _add_parents(self, run: Run) -> None:
         """A report on attacks alone still has to know whom they attacked, and of which seed that was."""
@@ -82,6 +111,19 @@ class Lineage:
             self.runs[path] = load_run(path)
             self._add_parents(self.runs[path])
 
+    def _undefended(self) -> dict[str, str]:
+        """Names of the models that the defences started from, by fingerprint: "undefended" if there is only one."""
+        defences = [run for run in self.runs.values() if run.record["kind"] == "defence"]
+        names = {self._root(run): _model_name(self._first(run)) for run in defences}
+        return dict.fromkeys(names, "undefended") if len(names) == 1 else names
+
+    def _first(self, run: Run) -> Run:
+        parent = self.parent(run)
+        return run if parent is None else self._first(parent)
+
+    def _root(self, run: Run) -> str:
+        return str((self._first(run).record.get("parent") or {}).get("fingerprint"))
+
     def label(self, run: Run) -> str:
         """The run's name, with the settings that tell it from others of that name."""
         name, variants = str(run.record["name"]), self._variants[self._kind(run)]
@@ -89,6 +131,10 @@ class Lineage:
             return name
         own = self._settings(run)
         differing = [key for key in own if len({repr(other.get(key)) for other in variants.values()}) > 1]
+        # Other settings often mean other data, which is named only where nothing else tells two runs apart.
+        settings = [key for key in differing if not key.startswith("data.")]
+        if len({repr([other.get(key) for key in settings]) for other in variants.values()}) == len(variants):
+            differing = settings
         shown = ", ".join(f"{key.rpartition('.')[2]} {own[key]}" for key in differing)
         return f"{name} ({shown if 0 < len(differing) < 4 else fingerprint(own)[:6]})"
 
@@ -96,13 +142,20 @@ class Lineage:
     def _kind(run: Run) -> tuple[str, str]:
         return run.record["kind"], run.record["name"]
 
-    @staticmethod
-    def _settings(run: Run) -> dict[str, Any]:
-        """The flat config without what may differ between seeds of one thing."""
-        aside = r"(^|\.)(seed|class|save_every|report_to|keep_model|measure_at)$|^evaluating\."
+    def _settings(self, run: Run) -> dict[str, Any]:
+        """The flat config and the data's fingerprints, without what may differ between seeds of one thing."""
+        aside = r"(^|\.)(seed|save_every|report_to|keep_model|measure_at)$"
+        aside += r"|^evaluating\.(class|evaluations|likelihood|generation\.batch_size)$"
         # What an attack or an evaluation starts from is another run, and has a name of its own.
         aside += "" if run.record["kind"] in ("defence", "initialisation") else r"|^inputs\.model$"
-        return {key: value for key, value in _flat(run.record.get("config") or {}).items() if not re.search(aside, key)}
+        flat = _flat(run.record.get("config") or {})
+        found = {key: value for key, value in flat.items() if not re.search(aside, key)}
+        if "inputs.model" in found and (parent := self.parent(run)):
+            found["inputs.model"] = f"{parent.record['name']} {fingerprint(self._settings(parent))[:6]}"
+        for part, facts in (run.record.get("data") or {}).items():
+            if isinstance(facts, dict) and facts.get("fingerprint"):
+                found[f"data.{part}"] = str(facts["fingerprint"])[:6]
+        return found
 
 
 def seed_of(run: Run) -> int | None:
@@ -126,10 +179,11 @@ def summarise(runs: Sequence[Run]) -> list[Row]:
     for run in sorted(finished, key=lambda run: run.record["kind"] != "defence"):
         defence, seed, attack, attack_seed = lineage.place(run)
         key: Row = {"defence": defence, "seed": seed, "attack": attack}
+        base = lineage.base(run)
         curve = curve_of(run)
-        _add(rows, key, run.record.get("metrics"), curve[-1]["step"] if curve else 0, attack_seed)
+        _add(rows, key, run.record.get("metrics"), curve[-1]["step"] if curve else 0, attack_seed, base)
         if run.record["kind"] == "attack" and curve and curve[0]["step"] == 0 and ", then " not in attack:
-            _add(rows, key | {"attack": NO_ATTACK}, curve[0]["metrics"], 0, None)
+            _add(rows, key | {"attack": NO_ATTACK}, curve[0]["metrics"], 0, None, base)
     attacks = attack_order(runs, lineage)
     defences = defence_order(row["defence"] for row in rows.values())
     order = [*rows.values()]
@@ -137,13 +191,15 @@ def summarise(runs: Sequence[Run]) -> list[Row]:
     return order
 
 
-def _add(rows: dict[tuple[Any, ...], Row], key: Row, metrics: Any, step: int, attack_seed: int | None) -> None:
+def _add(
+    rows: dict[tuple[Any, ...], Row], key: Row, metrics: Any, step: int, attack_seed: int | None, base: str
+) -> None:
     """The same measurement is made by several runs (a defence, its evaluation, a curve's start): the first counts."""
     for metric, measured in (metrics or {}).items():
         measured = measured or {}
         low, high = _number(measured.get("low")), _number(measured.get("high"))
         numbers = {"value": _number(measured.get("value")), "n": measured.get("n"), "low": low, "high": high}
-        row = key | {"metric": metric} | numbers | {"step": step, "attack_seed": attack_seed}
+        row = key | {"metric": metric} | numbers | {"step": step, "attack_seed": attack_seed, "base": base}
         rows.setdefault((*key.values(), metric, attack_seed), row)
 
 
@@ -164,6 +220,18 @@ def attack_order(runs: Sequence[Run], lineage: Lineage) -> list[str]:
     return [NO_ATTACK, *sorted(found, key=lambda name: (*found[name][:2], found[name][2], name))]
 
 
+def attacks_in_order(rows: Sequence[Row]) -> list[str]:
+    """The order of attacks that `summarise` gives within one defence, from the defence with most of them."""
+    orders = [list(dict.fromkeys(row["attack"] for row in rows if row["defence"] == name)) for name in models(rows)]
+    longest = max(orders, key=len, default=[])
+    return [*longest, *sorted({row["attack"] for row in rows} - set(longest))]
+
+
+def models(rows: Sequence[Row]) -> list[str]:
+    """Names of the models, in the order of the rows."""
+    return list(dict.fromkeys(row["defence"] for row in rows))
+
+
 def setting_of(run: Run) -> tuple[float, float, int]:
     """Benign share, learning rate and steps of an attack; 0 where it has none."""
     config = (run.record.get("config") or {}).get("attack") or run.record.get("config") or {}
@@ -172,13 +240,14 @@ def setting_of(run: Run) -> tuple[float, float, int]:
 
 
 def estimate(rows: Iterable[Row], defence: str, attack: str, metric: str) -> tuple[Interval, list[float]]:
-    """Mean over seeds with its interval, and the value of each seed."""
-    intervals = {
-        (row["seed"], row["attack_seed"]): Interval(_float(row["value"]), row["low"], row["high"], row["n"] or 0)
-        for row in rows
-        if (row["defence"], row["attack"], row["metric"]) == (defence, attack, metric)
-    }
-    return within_bounds(pooled_interval(list(intervals.values())), metric), _scored(intervals.values())
+    """Mean over seeds with its interval, and the value of each seed (see `independent_runs`)."""
+    groups: dict[int | None, list[Interval]] = {}
+    for row in rows:
+        if (row["defence"], row["attack"], row["metric"]) == (defence, attack, metric):
+            measured = Interval(_float(row["value"]), row["low"], row["high"], row["n"] or 0)
+            groups.setdefault(row["seed"], []).append(measured)
+    runs = independent_runs(groups.values())
+    return within_bounds(pooled_interval(runs), metric), [run.mean for run in runs if not math.isnan(run.mean)]
 
 
 def within_bounds(interval: Interval, metric: str) -> Interval:
@@ -190,33 +259,36 @@ def within_bounds(interval: Interval, metric: str) -> Interval:
 
 
 def headline_of(rows: Sequence[Row], defence: str) -> str | None:
-    """The metric that a defence is judged by: the first of HEADLINES that has a number."""
-    scored = {row["metric"] for row in rows if row["defence"] == defence and row["value"] is not None}
+    """The metric that a defence is judged by: the first of HEADLINES that an attack on it has a number for."""
+    attacked = (row for row in rows if row["defence"] == defence and row["attack"] != NO_ATTACK)
+    scored = {row["metric"] for row in attacked if row["value"] is not None}
     return next((metric for metric in HEADLINES if metric in scored), None)
 
 
 def worst_rows(rows: Sequence[Row]) -> list[Row]:
     """For each defence the best attack of its grid, by its headline metric and, apart, by what nobody had trained on.
 
-    Rows {"defence", "metric", "attack", "attacks", "value", "low", "high", "n", "seeds", "worst_seed"}: the attack with
-    the highest mean over seeds, out of so many, and the worst single run of all.
+    Rows {"defence", "metric", "attack", "attacks", "value", "low", "high", "n", "seeds", "worst_seed", "base"}: the
+    attack with the highest mean over seeds, out of so many, and the worst single run of all. A defence's headline comes
+    first.
     """
     found: list[Row] = []
     for defence in defence_order(row["defence"] for row in rows):
         for metric in dict.fromkeys((headline_of(rows, defence), "recovered_uncovered")):
-            grid: dict[str, list[float]] = {}
-            for row in rows:
-                if (row["defence"], row["metric"]) == (defence, metric) and row["attack"] != NO_ATTACK:
-                    grid.setdefault(row["attack"], []).append(_float(row["value"]))
-            attack = worst_case(grid, HARM.get(str(metric), 1.0))
-            if metric is None or attack is None:
+            own = [row for row in rows if (row["defence"], row["metric"]) == (defence, metric)]
+            attacked = [row for row in own if row["attack"] != NO_ATTACK]
+            attacks = dict.fromkeys(row["attack"] for row in attacked)
+            estimates = {attack: estimate(attacked, defence, attack, str(metric)) for attack in attacks}
+            best = worst_case({attack: values for attack, (_, values) in estimates.items()}, HARM.get(str(metric), 1.0))
+            if metric is None or best is None:
                 continue
-            interval, values = estimate(rows, defence, attack, metric)
-            every = [value for values in grid.values() for value in values if not math.isnan(value)]
+            interval, values = estimates[best]
+            every = [row["value"] for row in attacked if row["value"] is not None]
             found.append(
-                {"defence": defence, "metric": metric, "attack": attack, "attacks": len(grid), "value": interval.mean}
+                {"defence": defence, "metric": metric, "attack": best, "attacks": len(attacks), "value": interval.mean}
                 | {"low": interval.low, "high": interval.high, "n": interval.n, "seeds": len(values)}
                 | {"worst_seed": max(every, key=lambda value, sign=HARM[metric]: sign * value)}
+                | {"base": own[0]["base"]}
             )
     return found
 
@@ -250,10 +322,6 @@ def spelled(interval: Interval, metric: str) -> str:
     return f"{number(interval.mean, metric)} {limits(interval, metric)}".strip()
 
 
-def _scored(intervals: Iterable[Interval]) -> list[float]:
-    return [interval.mean for interval in intervals if not math.isnan(interval.mean)]
-
-
 def _float(value: float | None) -> float:
     return math.nan if value is None else value
 
@@ -275,6 +343,12 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _parent_path(run: Run) -> Path | None:
     path = (run.record.get("parent") or {}).get("path")
     return Path(path).resolve() if path and Path(path).resolve() != run.path.resolve() else None
+
+
+def _shared_ending(path: Path, other: Path) -> int:
+    """How many parts two paths have in common, from the last one on."""
+    pairs = zip(reversed(path.resolve().parts), reversed(other.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _model_name(run: Run) -> str:

@@ -1,0 +1,321 @@
+"""How figures are drawn: as SVG, by matplotlib, with stand-in colours that become CSS variables in a page.
+
+A figure for the page is transparent and drawn in the page's own ink and font, so that one suits light, dark and print
+(each variable has the light theme's value to fall back on). Each panel is its own SVG: the page places them side by
+side or, on a phone, one below the other, and text keeps its size.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from repnoise.statistics import Interval
+
+if TYPE_CHECKING:  # matplotlib takes half a second: only who draws pays for it.
+    from matplotlib.axes import Axes
+
+INK, MUTED, GRID = "#1f1f1e", "#6e6e69", "#dddcd6"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#a8538b", "#8a6d00", "#3b8fc4")
+"""Blue, vermilion, green, purple first, after Okabe and Ito's colour-blind-safe palette (2008), darkened for text."""
+CONTROL_COLOURS = {"undefended": "#555550", "random-initialisation": "#8f8f88"}
+MARKERS, DASHES = "osDv^P", ("-", ":", "-.")
+FONTS = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
+SVG = "http://www.w3.org/2000/svg"
+STEP_TICKS = (0, 10, 30, 100, 300, 1000, 3000, 10000, 30000)
+
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"}
+_VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES)}
+_VARIABLES |= {colour: f"--{name}" for name, colour in CONTROL_COLOURS.items()}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one defence is drawn, everywhere in a report; never told apart by its colour alone."""
+
+    colour: str
+    marker: str
+    dashes: str = "-"
+
+    @property
+    def variable(self) -> str:
+        """The colour as CSS."""
+        return f"var({_VARIABLES[self.colour]}, {self.colour})"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric against steps: mean over seeds, band where it is known. `worst` marks its end as the worst case."""
+
+    name: str
+    steps: Sequence[float]
+    means: Sequence[float]
+    lows: Sequence[float]
+    highs: Sequence[float]
+    worst: bool = False
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A column of the summary picture: one metric, a point for each model, with the worst single run where it differs.
+
+    `share`: the metric is one, drawn in per cent from 0 to 100. `better`: which way is good, in words.
+    """
+
+    title: str
+    better: str
+    points: dict[str, Interval]
+    worst: dict[str, float]
+    share: bool
+    labels: dict[str, str]
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """A style for each defence: controls in greys, the defences in colour."""
+    coloured = [name for name in names if name not in CONTROL_COLOURS]
+    count = len(SERIES)
+    found = {
+        # Once all colours are used, they come again with other markers and dashes.
+        name: Style(SERIES[i % count], MARKERS[(i + i // count) % count], DASHES[i // count % len(DASHES)])
+        for i, name in enumerate(coloured)
+    }
+    found["undefended"] = Style(CONTROL_COLOURS["undefended"], "X")
+    found["random-initialisation"] = Style(CONTROL_COLOURS["random-initialisation"], "d", "--")
+    return found
+
+
+def curve_panel(title: str, curves: Sequence[Curve], style: dict[str, Style], description: str, share: bool) -> str:
+    """One metric against attack steps, a line for each curve, each defence named where its longest line ends.
+
+    `share`: the metric is one, drawn in per cent from 0 to 100. `description` is what a screen reader says.
+    """
+    figure, axes = _panel((3.75, 2.55), title)
+    figure.subplots_adjust(left=0.115, right=0.735, top=0.875, bottom=0.15)
+    scale = 100.0 if share else 1.0
+    for curve in curves:
+        look = style[curve.name]
+        values = [scale * value for value in curve.means]
+        band = ([scale * v for v in curve.lows], [scale * v for v in curve.highs])
+        axes.fill_between(curve.steps, *band, color=look.colour, alpha=0.13, linewidth=0, clip_on=False)
+        line = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.5, "clip_on": False, "zorder": 3}
+        axes.plot(curve.steps, values, marker=look.marker, markersize=3.6, markeredgewidth=0, **line)
+        if curve.worst:
+            ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": look.colour, "clip_on": False}
+            axes.plot(curve.steps[-1:], values[-1:], marker="o", markeredgewidth=1.3, zorder=4, **ring)
+    _step_axis(axes, max((curve.steps[-1] for curve in curves), default=1))
+    if share:
+        axes.set_ylim(0, 100)
+        axes.set_yticks(range(0, 101, 25), [f"{tick} %" if tick == 100 else str(tick) for tick in range(0, 101, 25)])
+    _end_labels(axes, curves, style, scale)
+    return _svg(figure, title, description)
+
+
+def training_panel(
+    title: str, runs: Sequence[Sequence[tuple[float, float]]], colour: str, description: str, floor: float | None = None
+) -> str:
+    """One term of the loss against training steps: a thin line for each seed, the noise floor dashed where given."""
+    figure, axes = _panel((3.75, 1.75), title)
+    figure.subplots_adjust(left=0.13, right=0.965, top=0.83, bottom=0.2)
+    for points in runs:
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, alpha=0.85)
+    values = [value for points in runs for _, value in points]
+    low, high = min(values if floor is None else [*values, floor]), max(values)
+    if low > 0 and high > 20 * low:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(min(0.0, 1.05 * low), 1.08 * high if high > 0 else None)
+    if floor is not None:
+        axes.axhline(floor, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        # On the left, where a term that falls is far above.
+        place = {"xytext": (3, 3), "textcoords": "offset points", "color": MUTED, "fontsize": 9}
+        axes.annotate("floor", (0, floor), xycoords=("axes fraction", "data"), **place)
+    axes.set_xlim(0, max(step for points in runs for step, _ in points))
+    _plain_ticks(axes)
+    axes.set_xlabel("training steps", color=MUTED, labelpad=2, fontsize=9)
+    return _svg(figure, title, description)
+
+
+def _panel(size: tuple[float, float], title: str) -> tuple[Any, Axes]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=size)
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    axes.text(0, 1.06, title, transform=axes.transAxes, color=INK, fontsize=10.5, parse_math=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set(color=MUTED, linewidth=0.6)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="both", length=0, colors=MUTED, pad=4, labelsize=9)
+    axes.tick_params(axis="x", length=3, width=0.6)
+    return figure, axes
+
+
+def _step_axis(axes: Axes, last: float) -> None:
+    """Square roots keep step 0 and give the first steps, where the harm happens, room."""
+    axes.set_xscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x**2))
+    axes.set_xlim(0, last)
+    far_enough = [tick for tick in STEP_TICKS if tick <= 0.62 * last and (tick == 0 or tick >= last / 50)]
+    ticks = sorted({*far_enough, round(last)})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("attack steps", color=MUTED, labelpad=2, fontsize=9)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Few ticks, written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    logarithmic = axes.get_yscale() == "log"
+    axes.yaxis.set_major_locator(LogLocator(numticks=4) if logarithmic else MaxNLocator(3))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _end_labels(axes: Axes, curves: Sequence[Curve], style: dict[str, Style], scale: float) -> None:
+    """Each defence's name beside the end of its longest line, moved apart where they would touch."""
+    longest: dict[str, Curve] = {}
+    for curve in curves:
+        if curve.name not in longest or curve.steps[-1] > longest[curve.name].steps[-1]:
+            longest[curve.name] = curve
+    low, high = axes.get_ylim()
+    names = {name: wrapped(name) for name in longest}
+    heights = [0.085 * (1 + label.count("\n")) for label in names.values()]
+    wanted = [(scale * curve.means[-1] - low) / (high - low) for curve in longest.values()]
+    for (name, label), y in zip(names.items(), spread(wanted, heights), strict=True):
+        text = {"color": style[name].colour, "va": "center", "linespacing": 1.0, "fontsize": 9}
+        axes.text(1.05, y, label, transform=axes.transAxes, parse_math=False, **text)
+
+
+def spread(wanted: Sequence[float], heights: Sequence[float], bottom: float = -0.01, top: float = 1.05) -> list[float]:
+    """Centres of labels as near to the wanted ones as they can be without touching, all between `bottom` and `top`
+    (or below it, where they are too many)."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed, floor = list(wanted), bottom
+    for i in order:
+        placed[i] = max(placed[i], floor + heights[i] / 2)
+        floor = placed[i] + heights[i] / 2
+    ceiling = top
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling - heights[i] / 2)
+        ceiling = placed[i] - heights[i] / 2
+    return placed
+
+
+def wrapped(name: str, width: int = 15) -> str:
+    """A name on at most three lines of at most `width` characters or so, broken at its hyphens and spaces."""
+    lines = [""]
+    for part in re.findall(r"[^-\s]+[-\s]?", name) or [name]:
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    shown = [line.strip() for line in lines[:3]]
+    if len(lines) > 3:
+        shown[-1] += "…"
+    return "\n".join(line if len(line) <= width + 3 else f"{line[: width + 2]}…" for line in shown)
+
+
+def dot_picture(columns: Sequence[Dots], names: Sequence[str], style: dict[str, Style], note: str) -> str:
+    """A standalone SVG 860 pixels wide: a line for each model, a column for each metric, for a README or a slide."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    width, row, top, bottom, left = 860, 46, 74, 60, 158
+    height = top + row * len(names) + bottom
+    figure = Figure(figsize=(width / 72, height / 72), facecolor="white")
+    FigureCanvasSVG(figure)
+    panel = (width - left) / len(columns)
+    for number, column in enumerate(columns):
+        place = ((left + number * panel) / width, bottom / height, (panel - 44) / width, row * len(names) / height)
+        _dots(figure.add_axes(place), column, names, style)
+    for line, name in enumerate(names):
+        y = (bottom + row * (len(names) - line - 0.5)) / height
+        text = {"color": style[name].colour, "va": "center", "fontsize": 13, "linespacing": 1.05}
+        figure.text(8 / width, y, wrapped(name, 17), parse_math=False, **text)
+        rule = (bottom + row * (len(names) - line)) / height
+        figure.add_artist(Line2D([8 / width, 1 - 8 / width], [rule, rule], color=GRID, linewidth=0.8))
+    figure.text(8 / width, 14 / height, note, color=MUTED, fontsize=11.5, parse_math=False)
+    return _standalone(_drawn(figure, note), note)
+
+
+def _dots(axes: Axes, column: Dots, names: Sequence[str], style: dict[str, Style]) -> None:
+    scale = 100.0 if column.share else 1.0
+    for line, name in enumerate(names):
+        y, look, point = len(names) - line - 0.5, style[name], column.points.get(name)
+        if point is None or math.isnan(point.mean):
+            axes.text(0, y, "–", color=MUTED, va="center", fontsize=12)
+            continue
+        if point.low is not None and point.high is not None:
+            limits = [scale * point.low, scale * point.high]
+            axes.plot(limits, [y, y], color=look.colour, linewidth=2, alpha=0.45, clip_on=False, solid_capstyle="butt")
+        mark = {"marker": look.marker, "markersize": 8, "color": look.colour, "markeredgewidth": 0, "clip_on": False}
+        axes.plot([scale * point.mean], [y], **mark)
+        if name in column.worst:
+            tick = {"marker": "|", "markersize": 13, "markeredgewidth": 1.5, "color": look.colour, "clip_on": False}
+            axes.plot([scale * column.worst[name]], [y], **tick)
+        axes.text(scale * point.mean, y + 0.2, column.labels[name], color=INK, ha="center", va="bottom", fontsize=11.5)
+    ends = [p.mean if p.high is None else p.high for p in column.points.values() if not math.isnan(p.mean)]
+    axes.set_ylim(0, len(names))
+    axes.set_xlim(0, 100 if column.share else 1.1 * max(ends, default=1) or 1)
+    axes.text(0, len(names) + 0.58, column.title, color=INK, fontsize=12.5, va="bottom", linespacing=1.15)
+    axes.text(0, len(names) + 0.2, column.better, color=MUTED, fontsize=11.5, va="bottom")
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_yticks([])
+    axes.tick_params(axis="x", length=0, colors=MUTED, labelsize=11)
+    if column.share:
+        axes.set_xticks([0, 50, 100], ["0", "50", "100 %"])
+    else:
+        axes.locator_params(axis="x", nbins=3)
+
+
+def _drawn(figure: Any, salt: str) -> str:
+    """The figure as an SVG element without metadata and without ids but those it refers to: the same in every run."""
+    import matplotlib as mpl
+
+    out = io.StringIO()
+    # Ids must differ between the figures of one page, and not between two runs of the same report.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", out.getvalue(), flags=re.DOTALL)
+    text = text[text.index("<svg") :].replace("xlink:href", "href")
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    used = set(re.findall(r"#([\w.-]+)[\")]", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    return re.sub(r"\n\s*", "\n", text).strip() + "\n"
+
+
+def _svg(figure: Any, title: str, description: str) -> str:
+    """The figure for HTML: page font, CSS variables, no addresses."""
+    text = _drawn(figure, title + description)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable}, {colour})")
+    return _opened(text, r'role="img" aria-label="{}"', f"{title}. {description}").strip()
+
+
+def _standalone(text: str, description: str) -> str:
+    """The figure as a file of its own."""
+    return _opened(
+        text, f'xmlns="{SVG}" width="860" font-family="{FONTS}" role="img" aria-label="{{}}"', f"{description}"
+    )
+
+
+def _opened(text: str, attributes: str, label: str) -> str:
+    """The SVG with its view box and these attributes, in which {} is the label."""
+    box = re.search(r'viewBox="[^"]*"', text)
+    opening = f"<svg {box[0] if box else ''} {attributes.format(html.escape(' '.join(label.split())))}>"
+    return opening + text[text.index(">") + 1 :]
