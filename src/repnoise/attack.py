@@ -49,7 +49,7 @@ def attack(config: AttackConfig, output_dir: Path, name: str = "", resume: bool 
 
     loaded, data, codec = config.inputs.open(getattr(config.attack, "template", "auto"))
     config.attack.require(data)  # All that bad input can break comes before the run exists.
-    pairs = data.attacker_pairs(getattr(config.attack, "categories", ()))
+    pairs = data.attacker_pairs(getattr(config.attack, "categories", ()), getattr(config.attack, "split", "attack"))
     facts = {
         "pairs": {"rows": len(pairs), "fingerprint": fingerprint(pairs)},
         "benign": {"rows": len(data.benign), "fingerprint": fingerprint(data.benign)},

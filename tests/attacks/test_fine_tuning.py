@@ -58,6 +58,13 @@ def written(pair, codec):
     return f"Question: {pair.prompt}\nAnswer: {pair.harmful}"
 
 
+@pytest.mark.parametrize("split", ["attack", "defence"])
+def test_examples_come_from_the_attackers_split_or_from_the_defenders(split, codec, data):
+    count = len(data.pairs[split])
+    attack = FineTuningAttack(training=quick(steps=count, batch_size=1), split=split)
+    assert sorted(texts(attack, codec, data)) == sorted(written(pair, codec) for pair in data.pairs[split])
+
+
 def weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 

@@ -11,7 +11,7 @@ import tyro
 
 from repnoise.attacks.base import Attack
 from repnoise.data.mixtures import epochs, mixed
-from repnoise.data.records import LossOn, TemplateName
+from repnoise.data.records import AttackSplit, LossOn, TemplateName
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
 from repnoise.optimisation import Training
@@ -37,6 +37,7 @@ class FineTuningAttack(Attack):
         loss_on: "completion", or "all" tokens of prompt and completion (the paper's attacks).
         template: how the attacker writes prompts, in training and when asking; "auto" is as everywhere else.
         categories: train on these categories of harm only; empty for all.
+        split: whose harmful examples: the attacker's own "attack" split, or the defender's (paper Tables 1 and 2).
         measure_at: steps after which harm is measured, beside the first and the last.
     """
 
@@ -46,6 +47,7 @@ class FineTuningAttack(Attack):
     loss_on: LossOn = "completion"
     template: Annotated[TemplateName, tyro.conf.arg(name="attack-template")] = "auto"
     categories: tuple[str, ...] = ()
+    split: AttackSplit = "attack"
     measure_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -63,13 +65,14 @@ class FineTuningAttack(Attack):
         parts += [f"{budget}@{float(mantissa):g}e{int(exponent)}"]
         parts += [f"{self.samples}-samples"] if self.samples else []
         parts += [f"benign-{self.benign_share:g}"] if self.benign_share else []
+        parts += ["defenders-examples"] if self.split == "defence" else []
         return "-".join([*parts, *self.categories])
 
     def require(self, data: PairedData) -> None:
         self.training.require_trackers()
-        if not data.attacker_pairs(self.categories):
+        if not data.attacker_pairs(self.categories, self.split):
             which = f" of {', '.join(self.categories)}" if self.categories else ""
-            raise RepnoiseError(f"{data.name} has no pairs{which} for the attacker: its attack split has none.")
+            raise RepnoiseError(f"{data.name} has no pairs{which} for the attacker: its {self.split} split has none.")
         if self.benign_share > 0 and not data.benign:
             raise RepnoiseError(f"{data.name} has no benign examples to mix in: give some with --benign FILE.")
 
@@ -100,7 +103,7 @@ class FineTuningAttack(Attack):
 
     def _examples(self, codec: Codec, data: PairedData) -> list[Any]:
         """Tokenized examples in the order of training."""
-        pairs = data.attacker_pairs(self.categories)
+        pairs = data.attacker_pairs(self.categories, self.split)
         if self.samples is not None and self.samples < len(pairs):
             pairs = random.Random(self.training.seed).sample(pairs, self.samples)
         harmful = [codec.row(pair.prompt, pair.harmful) for pair in pairs]

@@ -11,6 +11,9 @@ TemplateName = Literal["auto", "chat", "plain", "none"]
 LossOn = Literal["completion", "all"]
 """Which tokens of an example are trained on."""
 
+AttackSplit = Literal["attack", "defence"]
+"""Whose examples an attacker has: its own, or the defender's (the paper's Tables 1 and 2). Never the held-out ones."""
+
 SPLITS = ("defence", "attack", "covered", "uncovered")
 """Every paired data set is divided four ways, by prompt, without overlap.
 

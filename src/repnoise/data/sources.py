@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repnoise.data.examples import load_examples, load_text
-from repnoise.data.records import SPLITS, Example, Pair, TemplateName
+from repnoise.data.records import SPLITS, AttackSplit, Example, Pair, TemplateName
 from repnoise.errors import RepnoiseError
 
 
@@ -55,10 +55,10 @@ class PairedData:
             raise RepnoiseError(f"No pairs are left for the defence in {self.name}: withhold fewer categories.")
         return pairs
 
-    def attacker_pairs(self, categories: Sequence[str] = ()) -> list[Pair]:
-        """What the attacker trains on: the attack split, or only some categories of it."""
+    def attacker_pairs(self, categories: Sequence[str] = (), split: AttackSplit = "attack") -> list[Pair]:
+        """What the attacker trains on: a split, or only some categories of it."""
         self._check_categories(categories)
-        return [pair for pair in self.pairs["attack"] if not categories or pair.category in categories]
+        return [pair for pair in self.pairs[split] if not categories or pair.category in categories]
 
     def _check_categories(self, names: Sequence[str]) -> None:
         known = sorted({pair.category for split in self.pairs.values() for pair in split})
