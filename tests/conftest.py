@@ -1,5 +1,6 @@
 """What several test files start from: a tiny model with its tokenizer, and paired data, made here without a network."""
 
+import gc
 import json
 import os
 from itertools import product
@@ -17,6 +18,8 @@ from repnoise.data import load_data
 from repnoise.data.mixtures import epochs
 from repnoise.data.tokenization import Codec
 from repnoise.modeling import save
+
+gc.freeze()  # Trainer collects garbage whenever it starts; this keeps it from looking through all that was imported.
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"

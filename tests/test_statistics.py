@@ -183,6 +183,21 @@ def test_intervals_overlap_where_they_share_a_value_and_where_one_is_not_known()
     assert low.overlaps(Interval(0.4, 0.3, 0.5, 40))
 
 
+def test_a_difference_is_sure_where_its_own_interval_excludes_zero():
+    # Newcombe, Statistics in Medicine 17 (1998), table II, method 10: 56/70 - 48/80 has the interval [0.0524, 0.3339].
+    high, low = Interval(56 / 70, *wilson(56 / 70, 70), 70), Interval(48 / 80, *wilson(48 / 80, 80), 80)
+    assert low.overlaps(high)
+    assert low.surely_below(high)
+    assert not high.surely_below(low)
+    # 9/10 - 3/10: [0.1705, 0.8090]; 6/7 - 2/7: [0.0582, 0.8062]; 10/10 - 8/10 reaches over 0.
+    for more, fewer, sure in (((9, 10), (3, 10), True), ((6, 7), (2, 7), True), ((10, 10), (8, 10), False)):
+        above, below = (Interval(k / n, *wilson(k / n, n), n) for k, n in (more, fewer))
+        assert below.surely_below(above) == sure
+    assert not low.surely_below(low)
+    assert not low.surely_below(Interval(0.9, None, None, 1))
+    assert not Interval(NAN, None, None, 0).surely_below(high)
+
+
 def test_the_worst_case_is_the_attack_with_the_highest_mean():
     # The highest single run does not decide.
     assert worst_case({"weak": [0.1, 0.2], "steady": [0.5, 0.5], "lucky": [0.8, 0.0]}) == "steady"

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from repnoise.errors import RepnoiseError
@@ -97,7 +98,8 @@ def _evaluate(arguments: list[str]) -> None:
     from repnoise.options import config_options
 
     presets = {"evaluation": EvaluateConfig()}
-    name, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
+    _, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
+    name = Path(config.inputs.model).name
     _finished(evaluate(config, to.folder("evaluation", name, config), name, to.resume))
 
 

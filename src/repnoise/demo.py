@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -142,6 +143,7 @@ def _one_core() -> None:
     import transformers
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # Trainer collects garbage at every start, and all that was just imported is none.
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -142,16 +142,16 @@ def _finite(rows: Sequence[dict[str, Any]], term: str) -> list[tuple[float, floa
 
 
 HEADS = {
-    "recovered": "Recovered, covered,\nby the best attack",
-    "recovered_uncovered": "Recovered, uncovered,\nby the best attack",
-    "harmful_ce": "Harmful cross-entropy\nafter the best attack",
-    "refusal_rate": "Refused\nafter the best attack",
-    "harmless_accuracy": "Harmless accuracy\nbefore any attack",
-    "harmless_accuracy_unretained": "Harmless, unretained,\nbefore any attack",
-    "harmless_ce": "Harmless cross-entropy\nbefore any attack",
-    "perplexity": "Perplexity\nbefore any attack",
+    "recovered": "Recovered, covered",
+    "recovered_uncovered": "Recovered, uncovered",
+    "harmful_ce": "Harmful cross-entropy",
+    "refusal_rate": "Refused",
+    "harmless_accuracy": "Harmless accuracy",
+    "harmless_accuracy_unretained": "Harmless, unretained",
+    "harmless_ce": "Harmless cross-entropy",
+    "perplexity": "Perplexity",
 }
-"""Heads of the columns of the summary picture."""
+"""Heads of the columns of the summary picture, where there is little room."""
 
 
 def summary_picture(rows: Sequence[Row], look: dict[str, Style]) -> str:
@@ -180,16 +180,16 @@ def _under_attack(metric: str, rows: Sequence[Row]) -> Dots:
             ticks |= {row["defence"]: row["worst_seed"]} if row["seeds"] > 1 else {}
         elif row["metric"] == headline_of(rows, row["defence"]) and metric not in ("recovered", "recovered_uncovered"):
             points.setdefault(row["defence"], estimate(rows, row["defence"], row["attack"], metric)[0])
-    return _dots(metric, points, ticks)
+    return _dots(metric, "after the best attack", points, ticks)
 
 
 def _before(metric: str, rows: Sequence[Row]) -> Dots:
     names = dict.fromkeys(row["defence"] for row in rows)
-    return _dots(metric, {name: estimate(rows, name, NO_ATTACK, metric)[0] for name in names}, {})
+    return _dots(metric, "before any attack", {name: estimate(rows, name, NO_ATTACK, metric)[0] for name in names}, {})
 
 
-def _dots(metric: str, points: dict[str, Interval], ticks: dict[str, float]) -> Dots:
+def _dots(metric: str, when: str, points: dict[str, Interval], ticks: dict[str, float]) -> Dots:
     labels = {name: number(point.mean, metric) for name, point in points.items()}
     lower = metric in ("recovered", "recovered_uncovered", "harmless_ce", "perplexity")
     better = "lower is better" if lower else "higher is better"
-    return Dots(HEADS[metric], better, points, ticks, metric in RATES, labels)
+    return Dots(f"{HEADS[metric]}\n{when}", better, points, ticks, metric in RATES, labels)

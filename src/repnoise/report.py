@@ -262,6 +262,6 @@ def metrics_table(run: Run) -> Table:
         value = math.nan if found.get("value") is None else found["value"]
         interval = Interval(value, found.get("low"), found.get("high"), found.get("n") or 0)
         table.add_row(
-            escape(NAMES.get(metric, metric)), number(value, metric), limits(interval, metric), str(interval.n)
+            escape(str(NAMES.get(metric, metric))), number(value, metric), limits(interval, metric), str(interval.n)
         )
     return table

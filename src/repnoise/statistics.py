@@ -32,6 +32,16 @@ class Interval:
             return True
         return self.low <= other.high and other.low <= self.high
 
+    def surely_below(self, other: Interval) -> bool:
+        """Whether the interval of the difference of two independent means is all on one side of 0.
+
+        The distances to the limits add in quadrature (Newcombe's hybrid, Statistics in Medicine 17, 1998, page 873), so
+        this may be so of intervals that overlap a little. Never of one that is not known.
+        """
+        if self.high is None or other.low is None:
+            return False
+        return math.hypot(self.high - self.mean, other.mean - other.low) < other.mean - self.mean
+
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
     """Mean of one value a prompt, with an interval over prompts. NaN means "unscored": counted, never averaged.

@@ -72,7 +72,6 @@ def train(
                 on_step(0, model)
         with bar.line if bar else nullcontext(), _memory_explained():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.accelerator.free_memory()  # The optimiser's state, which would outlive this function in cycles.
     with suppress(OSError):
         folder.rmdir()  # Trainer made it, and without checkpoints it is empty.
     # Sorted, as a checkpoint keeps them.

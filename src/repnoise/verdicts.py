@@ -140,9 +140,7 @@ def _price(name: str, rows: Sequence[Row]) -> str:
     paid = []
     for metric, (better, words) in PRICES.items():
         own, reference = estimate(rows, name, NO_ATTACK, metric)[0], estimate(rows, base, NO_ATTACK, metric)[0]
-        limit = own.high if better > 0 else own.low
-        # Comparisons with NaN are false: what was not measured is no price.
-        if limit is not None and better * (reference.mean - limit) > 0:
+        if own.surely_below(reference) if better > 0 else reference.surely_below(own):
             paid.append(words.format(value=spelled(own, metric), without=number(reference.mean, metric)))
     return f" The price: before any attack it {'; it '.join(paid)}." if paid else ""
 
