@@ -59,7 +59,7 @@ def test_the_curve_has_the_start_the_chosen_steps_and_the_end(config, tmp_path):
     assert [row["step"] for row in read_rows(run.path / "log.jsonl")] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("total", [3, 250, 251])
+@pytest.mark.parametrize("total", [3, 201])
 def test_the_end_of_the_curve_is_the_last_step_even_where_the_log_has_gaps(total, config, tmp_path):
     training = replace(config.attack.training, steps=total, batch_size=1, save_every=None)
     quick = replace(config.evaluating, evaluations=(), likelihood=False)

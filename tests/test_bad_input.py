@@ -45,7 +45,8 @@ def run_here(name="run"):
 def one_sentence(answer, *parts, code=2):
     """The command said one sentence of ours that holds all parts, and ended with the code."""
     assert answer[0] == code, answer
-    lines = [line for line in answer[1].splitlines() if " of 2, " not in line]  # Progress of two steps.
+    beside = (" of 2, ", "Data: ")  # Progress of two steps, and whose data it is.
+    lines = [line for line in answer[1].splitlines() if not any(part in line for part in beside)]
     assert len(lines) == 1 and lines[0].startswith("repnoise: ") and lines[0].endswith((".", "?")), answer[1]
     for part in parts:
         assert str(part) in lines[0]
@@ -172,7 +173,7 @@ def test_an_output_directory_of_another_run(command, call, tiny_model, pairs_fil
     assert made("--max-new-tokens", "3")[0] == 0
     before = {path: path.read_bytes() for path in run_here().path.rglob("*") if path.is_file()}
     answer = call(command, tiny_model, "--data", pairs_file, "--output-dir", "run", "--max-new-tokens", "4")
-    one_sentence(answer, "run belongs to another run (evaluation 'evaluation'", "choose another --output-dir")
+    one_sentence(answer, "run belongs to another run (evaluation 'tiny'", "choose another --output-dir")
     assert {path: path.read_bytes() for path in run_here().path.rglob("*") if path.is_file()} == before
 
 

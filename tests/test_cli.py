@@ -204,7 +204,7 @@ def test_the_whole_flow_leaves_runs_and_a_report(defended, pairs_file, tmp_path,
     assert code == 0 and f"Run: {tmp_path / 'attacked'}" in out and "harmful cross-entropy" in out
     assert f"Data: {pairs_file}, as in {defended}." in err
     code, out, err = call("evaluate", defended, "--output-dir", tmp_path / "measured", "--max-new-tokens", "3")
-    assert code == 0 and f"Run: {tmp_path / 'measured'}" in out
+    assert code == 0 and f"Run: {tmp_path / 'measured'}" in out and "evaluation defended" in out
     assert load_run(tmp_path / "measured").record["metrics"] == load_run(defended).record["metrics"]
     assert [row["step"] for row in read_rows(tmp_path / "attacked" / "curve.jsonl")] == [0, 2]
     code, out, err = call("report", defended, tmp_path, "--output-dir", tmp_path / "report")
