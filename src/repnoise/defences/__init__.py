@@ -12,9 +12,9 @@ DEFENCES: dict[str, tuple[str, Defence, Training]] = {
         Training(learning_rate=1e-3, steps=500, batch_size=16),
     ),
     "repnoise-thorough": (
-        "The same for longer, with a larger batch and with more weight on everything but the refusals.",
-        RepNoise(noise_weight=8.0, ascent_weight=0.2, retain_weight=16.0),
-        Training(learning_rate=1e-3, steps=1000, batch_size=32),
+        "The same, longer and with a larger batch: holds back more, and costs more.",
+        RepNoise(),
+        Training(learning_rate=1e-3, steps=1500, batch_size=32),
     ),
     "repnoise-paper": (
         "The paper's numbers for harmful questions, with the masks and averages done right.",
