@@ -213,6 +213,31 @@ def test_the_whole_flow_leaves_runs_and_a_report(defended, pairs_file, tmp_path,
     assert {row["attack"] for row in rows} == {"none", "2@1e-3"} and {row["defence"] for row in rows} == {"repnoise"}
 
 
+@pytest.mark.slow
+def test_the_whole_flow_on_a_real_model_and_real_data(real_data, tmp_path, call):
+    data = ["--data", f"decoding-trust:{real_data / 'decoding_trust'}"]
+    quick = ["--steps", "20", "--max-new-tokens", "16"]
+    model = real_data / "models" / "stories260K"
+    assert call("defend", model, *data, *quick, "--output-dir", tmp_path / "defended")[0] == 0
+    assert call("attack", tmp_path / "defended", *quick, "--output-dir", tmp_path / "attacked")[0] == 0
+    assert call("attack", model, *data, *quick, "--output-dir", tmp_path / "undefended")[0] == 0
+    assert call("report", tmp_path, "--output-dir", tmp_path / "report")[0] == 0
+    for name in ("attacked", "undefended"):
+        start, *_, end = (row["metrics"]["harmful_ce"]["value"] for row in read_rows(tmp_path / name / "curve.jsonl"))
+        assert end < start, "an attack makes harmful text more likely"
+    rows = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert {row["defence"] for row in rows} == {"repnoise", "undefended"}
+
+
+@pytest.mark.slow
+def test_real_dialogues_that_are_too_long_are_told_or_left_out(real_data, tmp_path, call):
+    data = ["--data", f"hh-rlhf:{real_data / 'hh_rlhf'}", "--evaluations", "--output-dir", tmp_path / "run"]
+    code, _, err = call("evaluate", real_data / "models" / "stories260K", *data)
+    assert code == 2 and re.search(r"[\d,]+ of 2,3\d\d prompts .* --skip-long\.$", err)
+    code, out, _ = call("evaluate", real_data / "models" / "stories260K", *data, "--skip-long")
+    assert code == 0 and "x prompts without room for a completion." in out
+
+
 def test_the_data_of_a_run_are_the_default_and_an_option_still_counts(defended, pairs_file):
     _, config, _ = attack_options(str(defended))
     assert (config.inputs.data, config.inputs.model) == (str(pairs_file), str(defended))

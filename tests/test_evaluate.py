@@ -91,7 +91,7 @@ def test_prompts_without_room_are_told_with_their_number(config, tmp_path, pairs
     message = str(told.value)
     assert message.startswith("2 of 50 prompts in ")
     assert "within 200 tokens (the longest has 9" in message
-    assert message.endswith("raise --max-length or shorten them or leave them out with --skip-long.")
+    assert message.endswith("raise --max-length, or shorten them, or leave them out with --skip-long.")
 
 
 def test_raising_the_length_is_not_advised_where_the_context_is_the_limit(config, tmp_path, pairs_file):

@@ -223,7 +223,7 @@ def test_uncovered_answers_have_a_comparison_of_their_own(tmp_path):
     runs += attacked(tmp_path, "repnoise", {"30@3e-4": measured(0.0, 0.95), "100@1e-3": measured(0.1, 0.5)})
     assert verdict(runs, "repnoise") == (
         "Against the best of 2 attacks (100@1e-3; one seed only), repnoise gave up 10 % [4, 23] of the covered held-out"
-        " answers (undefended: 100 % [91, 100]); of the uncovered ones 95 % [83, 99] (against 30@3e-4), no advantage"
+        " answers (undefended: 100 % [91, 100]); of the uncovered ones 95 % [83, 99] against 30@3e-4, no advantage"
         " over the undefended model (100 % [91, 100]) that these runs can show."
     )
 
@@ -294,13 +294,25 @@ def test_a_real_model_with_a_refusal_judge_and_likelihoods(tmp_path):
     for preset, harm in (("paper-3e-5-1k", 3.0), ("paper-8e-5-1k", 2.5)):
         for parent, less in ((model, 0.0), ("llama", 1.0)):
             end, start = found(harm - less, 0.2, 15.0), found(6.0 - less, 1.0, 12.0)
-            runs += [attack(tmp_path / f"runs/{preset}-{less}", parent, preset, end, curve={0: start})]
+            runs += [
+                attack(
+                    tmp_path / f"runs/{preset}-{less}",
+                    parent,
+                    preset,
+                    end,
+                    curve={0: start, 100: averages(harmful_ce=2.2)},
+                )
+            ]
     page, markdown, rows = report(runs, tmp_path / "report")
     assert {row["defence"] for row in rows} == {"repnoise-paper", "undefended"}
     assert verdict(runs, "repnoise-paper").startswith(
         "Against the best of 2 attacks (paper-8e-5-1k; one seed only), repnoise-paper ended at a cross-entropy of 2.50 "
     )
-    assert "The price: before any attack it has a cross-entropy of 2.00" in page.text.replace("\n", " ")
+    assert "The price: before any attack it has a cross-entropy of 2.00" in plain(page.text)
+    assert (
+        "one run against repnoise-paper went further than any at its end: harmful cross-entropy 2.20 at step 100"
+        in (plain(page.text))
+    )
     heads = [cell.strip() for cell in tables(markdown)[0][0]]
     assert {"harmful cross-entropy", "refused, before", "perplexity, after", "worst run"} <= {*heads}
     assert "recovered" not in markdown
@@ -325,7 +337,10 @@ def test_notes_say_what_the_numbers_cannot(tmp_path):
     assert "blind was trained without the covered answers" in text
     assert "again (evaluation evaluation) measured again" in text
     assert "found harmless accuracy 50 % and not 100 %: it is left out." in text
-    assert "one run against repnoise recovered more than any at its end: 60 % at step 30 of 400@1e-3." in text
+    assert (
+        "one run against repnoise went further than any at its end: recovered, covered 60 % at step 30 of 400@1e-3."
+        in text
+    )
 
 
 def test_a_clean_grid_needs_no_notes_of_its_own(tmp_path, undefended):
@@ -384,7 +399,7 @@ def test_the_terminal_shows_each_model_at_its_worst(tmp_path, undefended):
     shown = captured.get()
     assert max(map(len, shown.splitlines())) <= 80
     assert re.search(r"\[bold\]repnoise .* undefended", shown)
-    assert re.search(r"recovered, covered .* 20 % \[10, 35\] .* 100 % \[91, 100\]", shown)
+    assert re.search(r"recovered, covered .* 20 % \[10,35\] .* 100 % \[91,100\]", shown)
     assert re.search(r"worst run .* 20 % .* 100 %", shown)
     assert re.search(r"best attack .* 100@1e-3 .* 100@1e-3", shown)
 

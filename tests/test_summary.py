@@ -152,12 +152,19 @@ def test_two_defences_of_one_name_with_other_settings_are_not_averaged(tmp_path,
     assert f"repnoise ({shown})" in models(rows)
 
 
-def test_two_defences_that_differ_in_many_settings_are_told_apart_all_the_same(tmp_path):
+def test_two_defences_that_differ_in_many_settings_are_told_apart_by_few(tmp_path):
     one = defence(tmp_path / "one")
     other = defence(tmp_path / "other", seed=1, config={"defence": PublishedRepNoise(), "covered": False})
-    found = names([one, other])
-    assert len({*found}) == 2
-    assert all(name.startswith("repnoise (") for name in found)
+    assert names([one, other]) == ["repnoise (class RepNoise, …)", "repnoise (class PublishedRepNoise, …)"]
+
+
+def test_paths_are_told_by_their_last_part_where_that_is_enough(tmp_path):
+    def on(*paths):
+        runs = [defence(tmp_path / f"{paths}-{path}", config={"inputs": Inputs(data=path)}).path for path in paths]
+        return names(find_runs(runs))
+
+    assert on("there/a.jsonl", "there/b.jsonl") == ["repnoise (data a.jsonl)", "repnoise (data b.jsonl)"]
+    assert on("a/pairs.jsonl", "b/pairs.jsonl") == ["repnoise (data a/pairs.jsonl)", "repnoise (data b/pairs.jsonl)"]
 
 
 def test_two_defences_trained_on_other_data_under_one_name_are_not_averaged(tmp_path):

@@ -175,7 +175,9 @@ def _plain_ticks(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     logarithmic = axes.get_yscale() == "log"
-    axes.yaxis.set_major_locator(LogLocator(numticks=4) if logarithmic else MaxNLocator(3))
+    low, high = axes.get_ylim()
+    within = (1.0,) if logarithmic and high > 200 * low else (1.0, 3.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=within, numticks=4) if logarithmic else MaxNLocator(3))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

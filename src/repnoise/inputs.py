@@ -89,7 +89,7 @@ class Inputs:
         raise RepnoiseError(
             f"{len(long):,} of {len(prompts):,} prompts in {data.name} leave no room for a completion within "
             f"{codec.max_length} tokens{', the context of the model' if full else ''} (the longest has "
-            f"{max(lengths.values()):,}): {' or '.join(remedies)}."
+            f"{max(lengths.values()):,}): {', or '.join(remedies)}."
         )
 
 

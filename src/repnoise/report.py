@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from repnoise.drawing import Style, styles
+from repnoise.drawing import Style, styles, wrapped
 from repnoise.errors import RepnoiseError
 from repnoise.figures import curve_figures, summary_picture, training_figures
 from repnoise.runs import Run, write_json, write_text
@@ -239,13 +239,14 @@ def terminal_table(rows: Sequence[Row]) -> Table:
 
     overview = _overview(rows)
     table = Table(title="Each model under the best attack of its grid", title_justify="left", caption_justify="left")
-    table.add_column("", max_width=24)
+    table.add_column("", max_width=22)
     for line in overview["lines"]:
-        table.add_column(escape(line["defence"]), justify="right", overflow="fold")
+        table.add_column(escape(wrapped(line["defence"], 13)), justify="right", overflow="fold")
     for i, name in enumerate(overview["names"]):
         cells = (line["cells"][i] for line in overview["lines"])
-        table.add_row(name, *(escape(f"{cell['value']} {cell['limits']}".strip()) for cell in cells))
-    table.add_row("best attack", *(escape(line["attack"]) for line in overview["lines"]))
+        # An interval stays in one line.
+        table.add_row(name, *(escape(f"{cell['value']} {cell['limits'].replace(' ', '')}".strip()) for cell in cells))
+    table.add_row("best attack", *(escape(wrapped(line["attack"], 13)) for line in overview["lines"]))
     table.caption = "95 % intervals. covered: the defender had seen these answers; uncovered: nobody had."
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +127,7 @@ class Lineage:
     def label(self, run: Run) -> str:
         """The run's name, with the settings that tell it from others of that name."""
         name, variants = str(run.record["name"]), self._variants[self._kind(run)]
-        if len(variants) < 2:
-            return name
-        own = self._settings(run)
-        differing = [key for key in own if len({repr(other.get(key)) for other in variants.values()}) > 1]
-        # Other settings often mean other data, which is named only where nothing else tells two runs apart.
-        settings = [key for key in differing if not key.startswith("data.")]
-        if len({repr([other.get(key) for key in settings]) for other in variants.values()}) == len(variants):
-            differing = settings
-        shown = ", ".join(f"{key.rpartition('.')[2]} {own[key]}" for key in differing)
-        return f"{name} ({shown if 0 < len(differing) < 4 else fingerprint(own)[:6]})"
+        return name if len(variants) < 2 else f"{name} ({_told_apart(variants)[fingerprint(self._settings(run))]})"
 
     @staticmethod
     def _kind(run: Run) -> tuple[str, str]:
@@ -156,6 +147,31 @@ class Lineage:
             if isinstance(facts, dict) and facts.get("fingerprint"):
                 found[f"data.{part}"] = str(facts["fingerprint"])[:6]
         return found
+
+
+def _told_apart(variants: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """For each variant what differs: all of it if that is little, else the fewest settings that are enough, and "…"."""
+    keys = dict.fromkeys(key for settings in variants.values() for key in settings)
+    differing = [key for key in keys if len({repr(settings.get(key)) for settings in variants.values()}) > 1]
+    # Other settings often mean other data, whose fingerprints are shown only where nothing else tells two runs apart.
+    settings = [key for key in differing if not key.startswith("data.")]
+    few = [tuple(keys) for keys in (settings, differing) if 0 < len(keys) < 4]
+    fewer = [chosen for size in (1, 2, 3) for chosen in combinations(settings[:20], size)]
+    for chosen in (*few, *fewer):
+        more = ", …" if len(chosen) < len(settings) else ""
+        for short in (True, False):
+            shown = {own: _described(found, chosen, short) + more for own, found in variants.items()}
+            if len({*shown.values()}) == len(variants):
+                return shown
+    return {own: own[:6] for own in variants}
+
+
+def _described(settings: dict[str, Any], keys: Iterable[str], short: bool) -> str:
+    """Settings in words; `short` leaves out the folders of paths."""
+    values = {key: str(settings.get(key)) for key in keys}
+    return ", ".join(
+        f"{key.rpartition('.')[2]} {value.rpartition('/')[2] if short else value}" for key, value in values.items()
+    )
 
 
 def seed_of(run: Run) -> int | None:

@@ -12,6 +12,7 @@ from repnoise.summary import (
     HARM,
     NAMES,
     NO_ATTACK,
+    RATES,
     Lineage,
     Row,
     attacks_in_order,
@@ -112,7 +113,7 @@ def _outcome(own: Row) -> str:
 
 def _given_up(uncovered: Row, own: Row) -> str:
     value = spelled(interval_of(uncovered), uncovered["metric"])
-    return value if uncovered["attack"] == own["attack"] else f"{value} (against {uncovered['attack']})"
+    return value if uncovered["attack"] == own["attack"] else f"{value} against {uncovered['attack']}"
 
 
 def _comparison(own: Row, reference: dict[str, Row]) -> str:
@@ -138,7 +139,11 @@ def _price(name: str, rows: Sequence[Row]) -> str:
     if name in (*CONTROLS, base):
         return ""
     paid = []
+    # Where answers can be judged, what they cost in nats is beside the point.
+    judged = any(row["metric"] == "harmless_accuracy" for row in rows if row["defence"] == name)
     for metric, (better, words) in PRICES.items():
+        if metric == "harmless_ce" and judged:
+            continue
         own, reference = estimate(rows, name, NO_ATTACK, metric)[0], estimate(rows, base, NO_ATTACK, metric)[0]
         if own.surely_below(reference) if better > 0 else reference.surely_below(own):
             paid.append(words.format(value=spelled(own, metric), without=number(reference.mean, metric)))
@@ -260,19 +265,20 @@ def _repeated(runs: Sequence[Run], rows: Sequence[Row], lineage: Lineage) -> lis
 
 
 def _peaks(runs: Sequence[Run], rows: Sequence[Row], lineage: Lineage) -> list[str]:
-    """An attacker may stop early: runs whose curve was higher on the way than the worst run at its end."""
+    """An attacker may stop early: curves that went further on the way than the worst run at its end."""
     found = []
-    for worst in (row for row in worst_rows(rows) if row["metric"] == "recovered"):
-        best = (worst["worst_seed"] + 0.005, "")
+    for name, worst in {row["defence"]: row for row in reversed(worst_rows(rows))}.items():
+        metric, sign = worst["metric"], HARM[worst["metric"]]
+        best, where = worst["worst_seed"] + sign * (0.005 if metric in RATES else 0.05), ""
         for run in runs:
             defence, _, attack, _ = lineage.place(run)
-            if run.finished and run.record["kind"] == "attack" and defence == worst["defence"]:
+            if run.finished and run.record["kind"] == "attack" and defence == name:
                 for row in curve_of(run):
-                    value = (row["metrics"].get("recovered") or {}).get("value")
-                    if row["step"] and value is not None and value > best[0]:
-                        best = (value, f"{number(value, 'recovered')} at step {row['step']} of {attack}")
-        if best[1]:
+                    value = (row["metrics"].get(metric) or {}).get("value")
+                    if row["step"] and value is not None and sign * (value - best) > 0:
+                        best, where = value, f"{number(value, metric)} at step {row['step']} of {attack}"
+        if where:
             found.append(
-                f"On the way, one run against {worst['defence']} recovered more than any at its end: {best[1]}."
+                f"On the way, one run against {name} went further than any at its end: {NAMES[metric]} {where}."
             )
     return found
