@@ -216,7 +216,7 @@ def test_the_whole_flow_leaves_runs_and_a_report(defended, pairs_file, tmp_path,
 @pytest.mark.slow
 def test_the_whole_flow_on_a_real_model_and_real_data(real_data, tmp_path, call):
     data = ["--data", f"decoding-trust:{real_data / 'decoding_trust'}"]
-    quick = ["--steps", "20", "--max-new-tokens", "16"]
+    quick = ["--steps", "8", "--batch-size", "8", "--max-new-tokens", "8"]
     model = real_data / "models" / "stories260K"
     assert call("defend", model, *data, *quick, "--output-dir", tmp_path / "defended")[0] == 0
     assert call("attack", tmp_path / "defended", *quick, "--output-dir", tmp_path / "attacked")[0] == 0
