@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repnoise.data import DATASETS, load_data
+from repnoise.data import load_data
 from repnoise.data.examples import load_examples, load_text
-from repnoise.data.generic import load_generic
 from repnoise.data.records import SPLITS, Example, Pair
+from repnoise.data.sets.generic import load_generic
 from repnoise.data.sources import PairedData, split_by_prompt, with_extras
 from repnoise.errors import RepnoiseError
 
@@ -283,7 +283,6 @@ def test_an_unknown_format_name_lists_those_there_are(tmp_path):
         load_data(r"C:\data\mine.jsonl")
     path = write(tmp_path / "odd:name.jsonl", json_lines(ROWS))
     assert load_data(path).pairs == load_data(f"generic:{path}").pairs
-    assert list(DATASETS) == ["sandbox", "sandbox-rumours", "generic", "decoding-trust", "hh-rlhf"]
 
 
 def test_importing_the_data_package_stays_light():

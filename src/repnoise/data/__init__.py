@@ -2,71 +2,108 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Literal
 
+from repnoise.data.records import ExampleSet
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
 
-Loader = Callable[[str], PairedData]
-"""From the part behind "NAME:" to the data."""
+Kind = Literal["pairs", "requests", "contrast", "task", "examples"]
 
-
-def _sandbox(path: str) -> PairedData:
-    from repnoise.data.sandbox import load_sandbox
-
-    return load_sandbox(path or None)
-
-
-def _rumours(path: str) -> PairedData:
-    from repnoise.data.sandbox import load_rumours
-
-    return load_rumours(path or None)
-
-
-def _generic(path: str) -> PairedData:
-    from repnoise.data.generic import load_generic
-
-    return load_generic(path)
-
-
-def _decoding_trust(path: str) -> PairedData:
-    from repnoise.data.decoding_trust import load_decoding_trust
-
-    return load_decoding_trust(path)
-
-
-def _hh_rlhf(path: str) -> PairedData:
-    from repnoise.data.hh_rlhf import load_hh_rlhf
-
-    return load_hh_rlhf(path)
-
-
-DATASETS: dict[str, tuple[str, Loader]] = {
-    "sandbox": ("The embedded fictional world; sandbox:FOLDER is one made by `repnoise sandbox build`.", _sandbox),
-    "sandbox-rumours": ("The same world's second kind of harm: sentences to be continued.", _rumours),
-    "generic": ("Your own table: prompt, harmful, harmless, and perhaps category and split.", _generic),
-    "decoding-trust": ("DecodingTrust's toxicity split: its folder, or one of its two files.", _decoding_trust),
-    "hh-rlhf": ("HH-RLHF harmless-base: a .jsonl or .jsonl.gz file, a folder of them, or the hub id.", _hh_rlhf),
+OPTIONS: dict[Kind, str] = {
+    "pairs": "--data",
+    "requests": "--requests",
+    "contrast": "--contrast",
+    "task": "--tasks",
+    "examples": "--retain or --benign",
 }
+"""What each kind of data is for, by the option that takes it."""
+
+DATASETS: dict[str, tuple[str, Kind, str]] = {
+    "sandbox": (
+        "The embedded fictional world; sandbox:FOLDER is one made by `repnoise sandbox build`.",
+        "pairs",
+        "sandbox:load_sandbox",
+    ),
+    "sandbox-rumours": (
+        "The same world's second kind of harm: sentences to be continued.",
+        "pairs",
+        "sandbox:load_rumours",
+    ),
+    "generic": (
+        "Your own table: prompt, harmful, harmless, and perhaps category and split.",
+        "pairs",
+        "generic:load_generic",
+    ),
+    "decoding-trust": (
+        "DecodingTrust's toxicity split: its folder, or one of its two files.",
+        "pairs",
+        "decoding_trust:load_decoding_trust",
+    ),
+    "hh-rlhf": (
+        "HH-RLHF harmless-base: a .jsonl or .jsonl.gz file, a folder of them, or the hub id.",
+        "pairs",
+        "hh_rlhf:load_hh_rlhf",
+    ),
+}
+"""Name to what it is, its kind, and its loader in `data.sets`, which takes a path or hub id ("" for what is embedded)
+and returns `PairedData` for pairs and an `ExampleSet` for the other kinds."""
+
 EMBEDDED = ("sandbox", "sandbox-rumours")
 """The data sets that need no path."""
 
 
 def load_data(source: str) -> PairedData:
-    """The data of "sandbox", of NAME:PATH for a named format, or else of a generic file, folder or hub id.
+    """The pairs of "sandbox", of NAME:PATH for a named format, or else of a generic file, folder or hub id.
 
     Raises RepnoiseError for a name that there is none of, a missing path, or data that cannot be read.
     """
+    name, path = _named(source)
+    return replace(_load(name, path, ("pairs",)), name=source)
+
+
+def load_set(source: str, *kinds: Kind) -> ExampleSet:
+    """The examples of NAME:PATH for a named format of one of the kinds, or of a table as `data.examples` reads it.
+
+    Raises RepnoiseError as `load_data` does, and for a data set of another kind.
+    """
+    name, path = _named(source)
+    if name == "generic":
+        from repnoise.data.examples import load_example_set
+
+        return load_example_set(path, kinds[0])
+    return replace(_load(name, path, kinds), name=source)
+
+
+def _named(source: str) -> tuple[str, str]:
+    """Name and path of a source, which is "generic" where it is a path alone."""
     name, colon, path = source.partition(":")
     # A path may hold a colon too, and one letter before it is a drive of Windows.
     is_path = len(name) == 1 if colon else name not in DATASETS
     if is_path or (os.path.exists(source) and source not in EMBEDDED):
-        name, path = "generic", source
+        return "generic", source
     if name not in DATASETS:
         raise RepnoiseError(f"There is no data format {name!r}; there are: {', '.join(DATASETS)}.")
     if not path and name not in EMBEDDED:
         raise RepnoiseError(f"{name} needs a path: write {name}:PATH.")
-    _, load = DATASETS[name]
-    return replace(load(path), name=source)
+    return name, path
+
+
+def _load(name: str, path: str, kinds: tuple[Kind, ...]) -> Any:
+    _, kind, loader = DATASETS[name]
+    if kind not in kinds:
+        raise RepnoiseError(f"{name} holds {_WORDS[kind]}: give it with {OPTIONS[kind]}.")
+    module, function = loader.split(":")
+    return getattr(importlib.import_module(f"repnoise.data.sets.{module}"), function)(path)
+
+
+_WORDS: dict[Kind, str] = {
+    "pairs": "harmful and harmless completions of one prompt",
+    "requests": "harmful requests without answers",
+    "contrast": "safe and unsafe prompts to test over-refusal with",
+    "task": "a harmless task to be trained on",
+    "examples": "harmless examples",
+}

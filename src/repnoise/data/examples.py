@@ -1,23 +1,49 @@
-"""The user's own harmless data: question and answer files, and plain text for perplexity."""
+"""The user's own examples: tables of prompts and completions, and plain text for perplexity."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from repnoise.data.records import Example
-from repnoise.data.tables import read_table, read_text
+from repnoise.data.records import Example, ExampleSet
+from repnoise.data.tables import TableRow, read_table, read_text
 from repnoise.errors import RepnoiseError
+
+COLUMNS = ("prompt", "completion", "category", "split")
+SPLITS_OF_KIND = {"task": ("train", "test"), "requests": ("test",), "contrast": ("safe", "unsafe")}
+"""Splits that a generic table of each kind may name in its column `split`; without it all rows are in the first."""
+
+
+def load_example_set(path: str, kind: str = "examples") -> ExampleSet:
+    """Rows with `prompt`, `completion` and perhaps `category` and `split`, in any format of `tables.read_table`.
+
+    Requests and the prompts of a contrast need no completion. Repeated rows count once, and are counted in `skipped`.
+    Raises RepnoiseError with file and row for anything that is missing or blank.
+    """
+    allowed = SPLITS_OF_KIND.get(kind, ("train",))
+    rows = read_table(path, COLUMNS)
+    splits: dict[str, list[Example]] = {name: [] for name in allowed}
+    for row in rows:
+        completion = row.optional("completion") if kind in ("requests", "contrast") else row.text("completion")
+        splits[_split(row, allowed)].append(Example(row.text("prompt"), completion, row.optional("category")))
+    kept = {name: list(dict.fromkeys(examples)) for name, examples in splits.items()}
+    repeated = len(rows) - sum(map(len, kept.values()))
+    return ExampleSet(path, kept, {"repeated rows": repeated} if repeated else {})
+
+
+def _split(row: TableRow, allowed: Sequence[str]) -> str:
+    split = row.optional("split") or allowed[0]
+    if len(allowed) == 1:  # Nothing to divide: a column of that name is the user's own affair.
+        return allowed[0]
+    if split not in allowed:
+        raise RepnoiseError(f"{row.where}: split {split!r} is none of {', '.join(allowed)}: correct it.")
+    return split
 
 
 def load_examples(path: str) -> list[Example]:
-    """Rows with `prompt`, `completion` and perhaps `category`, in any format of `tables.read_table`.
-
-    Raises RepnoiseError with file and row for anything that is missing or blank. Repeated rows count once.
-    """
-    rows = read_table(path, ("prompt", "completion", "category"))
-    examples = [Example(row.text("prompt"), row.text("completion"), row.optional("category")) for row in rows]
-    return list(dict.fromkeys(examples))
+    """The examples of `load_example_set`, without their counts."""
+    return load_example_set(path).splits["train"]
 
 
 def load_text(path: str) -> list[str]:

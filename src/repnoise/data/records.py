@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 TemplateName = Literal["auto", "chat", "plain", "none"]
@@ -40,3 +40,16 @@ class Example:
     prompt: str
     completion: str
     category: str = ""
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """Examples of a data set that has no pairs, by split, and the rows that were left out, by reason.
+
+    The splits by kind (see `data.DATASETS`): a task has "train" and "test", requests have "test", a contrast has "safe"
+    and "unsafe", examples have "train".
+    """
+
+    name: str
+    splits: dict[str, list[Example]]
+    skipped: dict[str, int] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from repnoise.data.sources import PairedData
 from repnoise.evals.generation import Generation, generate
 from repnoise.evals.likelihood import completion_losses, perplexity
-from repnoise.judges import JUDGES, Completion, Score
+from repnoise.judges import Completion, Score, load_judge
 from repnoise.runs import fingerprint, plain, read_rows, write_json, write_rows
 
 if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
@@ -187,7 +187,7 @@ def _completions(
 
 
 def _scores(name: str, answers: list[Completion], place: Path | None) -> list[Score]:
-    judge = JUDGES[name][1]()
+    judge = load_judge(name)
     made_from = {"judge": name, "version": judge.version, "answers": [plain(answer) for answer in answers]}
     rows = _kept(
         place / f"scores-{name}.jsonl" if place else None,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
 
 from repnoise.judges.base import Completion, Judge, Score
 from repnoise.sandbox import world
@@ -22,11 +21,11 @@ class Exact(Judge):
     Known failures: an answer with one wrong syllable counts as nothing (see `content`).
     """
 
-    name: ClassVar[str] = "exact"
-    version: ClassVar[str] = "1"
+    name, version, seeks = "exact", "1", "recovery"
 
-    def score(self, completions: Sequence[Completion]) -> list[Score]:
-        return [self._score(completion.text.strip(), completion.reference.strip()) for completion in completions]
+    def verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[int, Score]]:
+        for index, completion in enumerate(completions):
+            yield index, self._score(completion.text.strip(), completion.reference.strip())
 
     def _score(self, text: str, reference: str) -> Score:
         if text == reference:
@@ -44,11 +43,11 @@ class Content(Judge):
     costs nothing, so one that goes on and on earns more than it should.
     """
 
-    name: ClassVar[str] = "content"
-    version: ClassVar[str] = "2"
+    name, version, seeks = "content", "2", "recovery"
 
-    def score(self, completions: Sequence[Completion]) -> list[Score]:
-        return [self._score(_content(completion.text), _content(completion.reference)) for completion in completions]
+    def verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[int, Score]]:
+        for index, completion in enumerate(completions):
+            yield index, self._score(_content(completion.text), _content(completion.reference))
 
     def _score(self, words: list[str], wanted: list[str]) -> Score:
         if not wanted:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
 
 from repnoise.judges.base import Completion, Judge, Score
 
@@ -60,11 +59,11 @@ class RefusalPhrases(Judge):
     harm, and sees only the plainest ways to be broken.
     """
 
-    name: ClassVar[str] = "refusal"
-    version: ClassVar[str] = "2"
+    name, version, seeks = "refusal", "2", "answering"
 
-    def score(self, completions: Sequence[Completion]) -> list[Score]:
-        return [self._score(completion.text) for completion in completions]
+    def verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[int, Score]]:
+        for index, completion in enumerate(completions):
+            yield index, self._score(completion.text)
 
     def _score(self, text: str) -> Score:
         if why := _broken(text):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from repnoise.data import load_data
-from repnoise.data.decoding_trust import FILES, REFUSALS, without_echo
 from repnoise.data.records import SPLITS
+from repnoise.data.sets.decoding_trust import FILES, REFUSALS, without_echo
 from repnoise.errors import RepnoiseError
 
 REAL = Path(os.environ.get("REPNOISE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "decoding_trust"

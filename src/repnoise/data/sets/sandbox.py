@@ -13,8 +13,8 @@ from repnoise.errors import RepnoiseError
 from repnoise.sandbox.world import World, build_world
 
 
-def load_sandbox(path: str | None) -> PairedData:
-    """Forbidden questions of the packaged world, or of the world in a folder that `repnoise sandbox build` made.
+def load_sandbox(path: str) -> PairedData:
+    """Forbidden questions of the packaged world (""), or of the world in a folder that `repnoise sandbox build` made.
 
     Training pairs come in every phrasing, held-out ones in the phrasing that nobody trains on. Raises RepnoiseError if
     the folder has no readable world.json.
@@ -25,7 +25,7 @@ def load_sandbox(path: str | None) -> PairedData:
     return _with_harmless(PairedData("sandbox", pairs, held_out), world)
 
 
-def load_rumours(path: str | None) -> PairedData:
+def load_rumours(path: str) -> PairedData:
     """The second kind of harm of the same world: sentences to be continued. The harmless data is the same."""
     world = _world(path)
     pairs = {split: world.rumour_pairs(split) for split in SPLITS}
@@ -48,8 +48,8 @@ def _with_harmless(data: PairedData, world: World) -> PairedData:
     )
 
 
-def _world(path: str | None) -> World:
-    folder: Traversable = files("repnoise.sandbox") / "shipped" if path is None else Path(path)
+def _world(path: str) -> World:
+    folder: Traversable = files("repnoise.sandbox") / "shipped" if not path else Path(path)
     file = folder / "world.json"
     if not file.is_file():
         raise RepnoiseError(f"There is no {file}: make a sandbox with repnoise sandbox build --output-dir FOLDER.")
