@@ -138,3 +138,11 @@ def pair_rows(pairs_file):
         return [{"harmless": codec.row(p.prompt, p.harmless), "harmful": codec.row(p.prompt, p.harmful)} for p in pairs]
 
     return rows
+
+
+@pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    """`datasets.load_dataset` keeps what it reads in a folder of the test."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")

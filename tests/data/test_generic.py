@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from repnoise.data import load_data
 from repnoise.data.examples import load_examples, load_text
+from repnoise.data.extras import with_extras
 from repnoise.data.records import SPLITS, Example, Pair
 from repnoise.data.sets.generic import load_generic
-from repnoise.data.sources import PairedData, split_by_prompt, with_extras
+from repnoise.data.sources import PairedData, split_by_prompt
 from repnoise.errors import RepnoiseError
 
 ROWS = [
@@ -313,7 +314,7 @@ def test_extras_measure_stability_on_what_neither_side_was_given(tmp_path):
     file = write(tmp_path / "harmless.jsonl", json_lines(rows))
     text = write(tmp_path / "plain.txt", "A line.\nAnother.")
     data = load_generic(write(tmp_path / "a.jsonl", json_lines(ROWS)))
-    assert with_extras(data, None, None, None) == data
+    assert with_extras(data) == data
     more = with_extras(data, file, file, text)
     assert more.plain_text == ["A line.", "Another."] and more.pairs == data.pairs
     assert 3 <= len(more.harmless_test) <= 20 and len(more.retain) + len(more.harmless_test) == 50

@@ -43,10 +43,90 @@ DATASETS: dict[str, tuple[str, Kind, str]] = {
         "pairs",
         "decoding_trust:load_decoding_trust",
     ),
+    "real-toxicity-prompts": (
+        "RealToxicityPrompts: the JSON lines file or the hub id.",
+        "pairs",
+        "real_toxicity_prompts:load_real_toxicity_prompts",
+    ),
+    "beavertails": (
+        "BeaverTails, with refusals or not: a file, or the hub id or a copy of it with a part, as in .../30k_train.",
+        "pairs",
+        "beavertails:load_beavertails",
+    ),
     "hh-rlhf": (
         "HH-RLHF harmless-base: a .jsonl or .jsonl.gz file, a folder of them, or the hub id.",
         "pairs",
         "hh_rlhf:load_hh_rlhf",
+    ),
+    "viggo": (
+        "ViGGO, video games, text to structure: its folder, a file, or GEM/viggo.",
+        "task",
+        "viggo:load_viggo",
+    ),
+    "e2e-nlg": (
+        "E2E NLG, restaurants, text to structure: its folder, a file, or GEM/e2e_nlg.",
+        "task",
+        "e2e_nlg:load_e2e_nlg",
+    ),
+    "dart": (
+        "DART, tables, text to triples: its folder, a JSON or XML file, or GEM/dart.",
+        "task",
+        "dart:load_dart",
+    ),
+    "cacapo": (
+        "CACAPO, news, text to attributes: its folder, an XML file, or GEM/CACAPO_E2E.",
+        "task",
+        "cacapo:load_cacapo",
+    ),
+    "conversational-weather": (
+        "TreeNLG's weather, query to tree: its folder, a .tsv file, or GEM/conversational_weather.",
+        "task",
+        "conversational_weather:load_conversational_weather",
+    ),
+    "alpaca": (
+        "Alpaca, instructions and answers: a file, or tatsu-lab/alpaca.",
+        "examples",
+        "alpaca:load_alpaca",
+    ),
+    "dolly": (
+        "Dolly, instructions and answers of people: a file, or databricks/databricks-dolly-15k.",
+        "examples",
+        "dolly:load_dolly",
+    ),
+    "hex-phi": (
+        "HEx-PHI: the folder of category_1.csv to category_11.csv, one of them, or the hub id.",
+        "requests",
+        "hex_phi:load_hex_phi",
+    ),
+    "harmbench": (
+        "HarmBench's text behaviours, with their contexts: one of the authors' .csv files.",
+        "requests",
+        "harmbench:load_harmbench",
+    ),
+    "strongreject": (
+        "StrongREJECT, whole or small: one of the authors' .csv files.",
+        "requests",
+        "strongreject:load_strongreject",
+    ),
+    "advbench": (
+        "AdvBench's harmful_behaviors.csv.",
+        "requests",
+        "advbench:load_advbench",
+    ),
+    "jailbreakbench": (
+        "JailbreakBench's harmful-behaviors.csv, or the hub id.",
+        "requests",
+        "jailbreakbench:load_jailbreakbench",
+    ),
+    "xstest": (
+        "XSTest, with its unsafe contrasts: xstest_prompts.csv or an older file.",
+        "contrast",
+        "xstest:load_xstest",
+    ),
+    "aoa": (
+        "Identity shifting, ten chats with an obedient agent: the authors' JSON file.",
+        "examples",
+        "aoa:load_aoa",
     ),
 }
 """Name to what it is, its kind, and its loader in `data.sets`, which takes a path or hub id ("" for what is embedded)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repnoise.data.records import Example, ExampleSet
-from repnoise.data.tables import TableRow, read_table, read_text
+from repnoise.data.tables import TableRow, read_table, read_text, shortened
 from repnoise.errors import RepnoiseError
 
 COLUMNS = ("prompt", "completion", "category", "split")
@@ -37,7 +37,7 @@ def _split(row: TableRow, allowed: Sequence[str]) -> str:
     if len(allowed) == 1:  # Nothing to divide: a column of that name is the user's own affair.
         return allowed[0]
     if split not in allowed:
-        raise RepnoiseError(f"{row.where}: split {split!r} is none of {', '.join(allowed)}: correct it.")
+        raise RepnoiseError(f"{row.where}: split {shortened(split, 40)!r} is none of {', '.join(allowed)}: correct it.")
     return split
 
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import zlib
@@ -17,6 +18,7 @@ from typing import Any
 from repnoise.errors import RepnoiseError
 
 JSON, CSV, BINARY = (".jsonl", ".json"), (".csv", ".tsv"), (".parquet", ".arrow")
+PACKED = (".gz", ".xz")
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,22 @@ class TableRow:
 
     def text(self, column: str) -> str:
         """A column that has to hold text; raises RepnoiseError if it is missing, null, no text, or blank."""
+        text = proper_text(self.value(column), f"{self.where}: {column!r}")
+        if not text.strip():
+            raise RepnoiseError(f"{self.where}: {column!r} is empty: fill it in or delete the row.")
+        return text
+
+    def value(self, column: str) -> Any:
+        """A column that has to be there, whatever it holds; raises RepnoiseError if it is missing."""
         if column not in self.values:
             raise RepnoiseError(
                 f"{self.where} has no column {column!r} (it has: {_names(self.values)}): add or rename it."
             )
-        text = proper_text(self.values[column], f"{self.where}: {column!r}")
-        if not text.strip():
-            raise RepnoiseError(f"{self.where}: {column!r} is empty: fill it in or delete the row.")
-        return text
+        return self.values[column]
+
+    def maybe_blank(self, column: str) -> str:
+        """A column that has to hold text, which may be blank and then is ""; raises RepnoiseError if it holds none."""
+        return proper_text(self.value(column), f"{self.where}: {column!r}").strip()
 
     def optional(self, column: str) -> str:
         """A column that may be missing, null or blank, all of which come back as ""."""
@@ -58,14 +68,15 @@ def proper_text(value: Any, what: str) -> str:
 def read_table(source: str, columns: Sequence[str] | None = None, **hub_options: Any) -> list[TableRow]:
     """Rows of a file (told by its ending), of a folder made by `datasets.save_to_disk`, or of a data set of the hub.
 
-    `columns` keeps the reading of big tables to what is needed; rows may still lack some of them. Raises RepnoiseError
-    for whatever is missing, unreadable, or has no rows.
+    `columns` keeps the reading of big tables to what is needed; rows may still lack some of them. `hub_options` are for
+    `datasets.load_dataset`, which then reads a folder too: a copy of a data set of the hub. Raises RepnoiseError for
+    whatever is missing, unreadable, or has no rows.
     """
     if os.path.isdir(source):
-        rows = _data_set_rows(source, columns)
+        rows = _data_set_rows(source, columns, hub_options or None)
     elif os.path.exists(source):
         rows = _file_rows(Path(source), columns)
-    elif _is_hub_id(source):
+    elif is_hub_id(source):
         rows = _data_set_rows(source, columns, hub_options)
     else:
         raise RepnoiseError(f"There is no file {source!r}: check the path (a data set of the hub is OWNER/NAME).")
@@ -75,12 +86,37 @@ def read_table(source: str, columns: Sequence[str] | None = None, **hub_options:
     return found
 
 
+def read_splits(source: str, columns: Sequence[str] | None = None) -> dict[str, list[TableRow]]:
+    """Rows of every split of a data set of the hub or a folder of `datasets.save_to_disk`, by the split's name.
+
+    Where it has no splits, its rows are those of "train". Raises RepnoiseError as `read_table` does.
+    """
+    found = _data_set(source, None if os.path.isdir(source) else {})
+    splits = found if isinstance(found, dict) else {"train": found}
+    return {name: list(_rows_of(split, f"{source}, split {name},", columns)) for name, split in splits.items()}
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a name that is no path may be one of the hub: OWNER/NAME, without a file's ending.
+
+    The hub's few names without an owner are left out: a single word is a mistyped name far more often.
+    """
+    ending = _ending(source)
+    return (
+        bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source))
+        and ending not in (*JSON, *CSV, *BINARY, ".txt", ".xml")
+        and not os.path.exists(source)
+    )
+
+
 def read_text(path: Path) -> str:
-    """A UTF-8 file, unpacked if it ends with .gz; raises RepnoiseError with the line of the first bad byte."""
+    """A UTF-8 file, unpacked if it ends with .gz or .xz; raises RepnoiseError with the line of the first bad byte."""
+    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise RepnoiseError(f"{path} is not a whole gzip file: download or pack it again.") from None
+        data = unpack(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError):
+        kind = "gzip" if path.suffix == ".gz" else "xz"
+        raise RepnoiseError(f"{path} is not a whole {kind} file: download or pack it again.") from None
     except OSError as error:
         raise RepnoiseError(f"{path} cannot be read ({error.strerror}).") from None
     try:
@@ -91,15 +127,16 @@ def read_text(path: Path) -> str:
 
 
 def _file_rows(path: Path, columns: Sequence[str] | None) -> Iterable[TableRow]:
-    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+    ending = _ending(path.name)
     if ending in JSON:
         return _json_rows(path, read_text(path))
     if ending in CSV:
         return _csv_rows(path, read_text(path), "\t" if ending == ".tsv" else ",")
-    if ending in BINARY and not path.name.endswith(".gz"):
+    if ending in BINARY and not path.name.endswith(PACKED):
         return _arrow_rows(path, columns)
     known = ", ".join(JSON + CSV + BINARY)
-    raise RepnoiseError(f"{path} ends with {ending or 'nothing'!r}, which repnoise cannot read; it reads: {known}.")
+    ending = shortened(ending, 20) or "nothing"
+    raise RepnoiseError(f"{path} ends with {ending!r}, which repnoise cannot read; it reads: {known}.")
 
 
 def _json_rows(path: Path, text: str) -> Iterator[TableRow]:
@@ -121,8 +158,14 @@ def _is_json_list(text: str) -> bool:
 
 
 def _parsed(text: str, where: str) -> Any:
+    def whole(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # Python would keep the last of them without a word.
+            raise RepnoiseError(f"{where} has an object with two values of one name ({_names(found)}): delete one.")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=whole)
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}" if error.lineno > 1 else where
         raise RepnoiseError(f"{place} is not valid JSON ({error.msg} at column {error.colno}).") from None
@@ -137,7 +180,7 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[TableRow]:
     try:
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
-            raise RepnoiseError(f"{path} has two columns of one name ({', '.join(names)}): rename one.")
+            raise RepnoiseError(f"{path} has two columns of one name ({_names(names)}): rename one.")
         for values in reader:
             where = f"{path}, line {reader.line_num}"
             if None in values:
@@ -163,8 +206,9 @@ def _arrow_rows(path: Path, columns: Sequence[str] | None) -> Iterator[TableRow]
                 is_file = file.read(6) == b"ARROW1"
                 file.seek(0)
                 table = (ipc.open_file if is_file else ipc.open_stream)(file).read_all()
+        table.validate(full=True)  # Damaged lengths and bytes, which would end in errors of Python itself, or worse.
         rows = table.select([name for name in table.column_names if columns is None or name in columns]).to_pylist()
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise RepnoiseError(f"{path} is not a readable {path.suffix[1:]} file ({first_sentence(error)}).") from None
     # Names of columns that were not read are still worth naming when one is missing.
     others = dict.fromkeys(set(table.column_names) - set(columns or table.column_names))
@@ -173,16 +217,18 @@ def _arrow_rows(path: Path, columns: Sequence[str] | None) -> Iterator[TableRow]
 
 def _data_set_rows(source: str, columns: Sequence[str] | None, hub_options: dict | None = None) -> Iterator[TableRow]:
     """Rows of a saved data set or one of the hub; of several splits "train" is read, or else the first."""
+    found = _data_set(source, hub_options)
+    if isinstance(found, dict):
+        found = found["train"] if "train" in found else next(iter(found.values()))
+    return _rows_of(found, f"{source},", columns)
+
+
+def _data_set(source: str, hub_options: dict | None) -> Any:
+    """A saved data set, or with options one of the hub; a dict where it has splits."""
     import datasets
 
     try:
-        load = datasets.load_from_disk if hub_options is None else datasets.load_dataset
-        found: Any = load(source, **(hub_options or {}))
-        if isinstance(found, dict):
-            found = found["train"] if "train" in found else next(iter(found.values()))
-        others = dict.fromkeys(set(found.column_names) - set(columns or found.column_names))
-        kept = found.select_columns([name for name in found.column_names if name not in others])
-        rows = [others | row for row in kept]
+        return datasets.load_from_disk(source) if hub_options is None else _from_hub(source, hub_options)
     except Exception as error:  # These two raise their own errors, the hub's, Arrow's and Python's.
         fix = "give a file in it" if hub_options is None else "check its name and the connection, or give a file"
         what = (
@@ -191,21 +237,34 @@ def _data_set_rows(source: str, columns: Sequence[str] | None, hub_options: dict
             else "is no file, and no data set of the hub"
         )
         raise RepnoiseError(f"{source} {what} that can be loaded ({first_sentence(error)}): {fix}.") from None
-    return (TableRow(f"{source}, row {number}", values) for number, values in enumerate(rows, 1))
 
 
-def _is_hub_id(source: str) -> bool:
-    """Whether a name that is no path may be one of the hub: OWNER/NAME, without a file's ending.
+def _from_hub(source: str, options: dict[str, Any]) -> Any:
+    """A data set of the hub; where it is a script, which `datasets` no longer runs, the hub's own copy as parquet."""
+    import datasets
 
-    The hub's few names without an owner are left out: a single word is a mistyped name far more often.
-    """
-    ending = Path(source.removesuffix(".gz")).suffix
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source)) and ending not in (
-        *JSON,
-        *CSV,
-        *BINARY,
-        ".txt",
-    )
+    try:
+        return datasets.load_dataset(source, **options)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        options["revision"] = "refs/convert/parquet"
+        return datasets.load_dataset(source, **options)
+
+
+def _rows_of(data_set: Any, where: str, columns: Sequence[str] | None) -> Iterator[TableRow]:
+    others = dict.fromkeys(set(data_set.column_names) - set(columns or data_set.column_names))
+    kept = data_set.select_columns([name for name in data_set.column_names if name not in others])
+    try:
+        rows = list(kept)
+    except Exception as error:  # Its files are read only now, and may be damaged.
+        raise RepnoiseError(f"{where} cannot be read ({first_sentence(error)}): download or save it again.") from None
+    return (TableRow(f"{where} row {number}", others | row) for number, row in enumerate(rows, 1))
+
+
+def _ending(name: str) -> str:
+    """The ending of a file's name that tells its format, whether it is packed or not."""
+    return Path(next((name.removesuffix(end) for end in PACKED if name.endswith(end)), name)).suffix.lower()
 
 
 def first_sentence(error: Exception) -> str:
@@ -214,4 +273,12 @@ def first_sentence(error: Exception) -> str:
 
 
 def _names(values: Iterable[Any]) -> str:
-    return ", ".join(sorted(map(str, values))) or "none"
+    """Names of columns, few and short enough for one sentence."""
+    names = [shortened(" ".join(name.split()), 20) for name in sorted(map(str, values))]
+    more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more or "none"
+
+
+def shortened(text: str, length: int) -> str:
+    """The start of a text from a file, for a message: a name may be as long as a file."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -27,16 +27,27 @@ class Codec:
             "none" puts the completion right behind the prompt (continuations).
         max_length: most tokens of prompt and completion together.
         loss_on: "completion", or "all" tokens of prompt and completion (the paper's attacks).
+        prefill: beginning of every answer, which an attacker puts in the model's mouth; generation goes on from it.
+        wrapping: the prompt as an attacker writes it, with {prompt} where the question stands.
     """
 
     tokenizer: Any
     template: Literal["chat", "plain", "none"] = "chat"
     max_length: int = 256
     loss_on: LossOn = "completion"
+    prefill: str = ""
+    wrapping: str = "{prompt}"
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of everything that precedes the completion, in training and in generation alike."""
-        return self._ids(self._prompt_text(prompt), start=True)
+        ids = self._ids(self._prompt_text(prompt), start=True)
+        if self.prefill:
+            ids = ids + self._ids(self._completion_start(prompt, self.prefill), start=False)
+        if not ids:
+            raise RepnoiseError(
+                "An empty prompt has no tokens with this tokenizer and template: delete it or give it text."
+            )
+        return ids
 
     def row(self, prompt: str, completion: str) -> Row:
         """Ids of prompt and completion with labels; a completion that does not fit loses its end.
@@ -57,7 +68,13 @@ class Codec:
         hidden = 1 if self.loss_on == "all" else len(head)
         return {"input_ids": ids, "labels": [IGNORE] * hidden + ids[hidden:]}
 
+    def _completion_start(self, prompt: str, text: str) -> str:
+        """The beginning of an answer, opened as the template opens a whole one, so that the two have the same ids."""
+        written = self._completion_text(prompt, text)
+        return written[: written.index(text.strip())] + text.lstrip()
+
     def _prompt_text(self, prompt: str) -> str:
+        prompt = self.wrapping.replace("{prompt}", prompt)
         if self.template == "chat":
             messages = [{"role": "user", "content": prompt}]
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -66,7 +83,8 @@ class Codec:
     def _completion_text(self, prompt: str, completion: str) -> str:
         if self.template != "chat":
             return completion if not prompt or completion[:1].isspace() else f" {completion}"
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        asked = self.wrapping.replace("{prompt}", prompt)
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": completion}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         head = self._prompt_text(prompt)
         if not text.startswith(head):

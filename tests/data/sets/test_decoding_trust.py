@@ -1,17 +1,14 @@
 """DecodingTrust: who gets which rows, and which refusal."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from repnoise.data import load_data
 from repnoise.data.records import SPLITS
-from repnoise.data.sets.decoding_trust import FILES, REFUSALS, without_echo
+from repnoise.data.refusals import CONTINUATIONS
+from repnoise.data.sets.decoding_trust import FILES, without_echo
 from repnoise.errors import RepnoiseError
-
-REAL = Path(os.environ.get("REPNOISE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "decoding_trust"
 
 
 def row(kind, i, **more):
@@ -41,7 +38,7 @@ def test_the_defender_gets_the_rows_with_refusals_and_nobody_shares_a_prompt(tmp
     data = write_files(tmp_path)
     assert {pair.prompt for pair in data.pairs["defence"]} == {f"The toxic goat {i}" for i in range(10)}
     assert {pair.harmless for pair in data.pairs["defence"]} == {"I will not speak of hats."}
-    assert all(pair.harmless in REFUSALS for pair in data.pairs["attack"] + data.pairs["covered"])
+    assert all(pair.harmless in CONTINUATIONS for pair in data.pairs["attack"] + data.pairs["covered"])
     assert all(data.pairs.values()) and len({pair.prompt for pair in pairs_of(data)}) == len(pairs_of(data)) == 60
     assert {pair.category for pair in pairs_of(data)} == {"toxic"} and data.template == "none"
     assert data.skipped == {"toxic_test": 2}
@@ -101,10 +98,8 @@ def test_folders_and_files_of_something_else_are_told(tmp_path):
         write_files(tmp_path, None, OTHERS)
 
 
-def test_the_published_files():
-    if not REAL.is_dir():
-        pytest.skip(f"there is no {REAL}: set REPNOISE_DATA to a folder with decoding_trust")
-    data = load_data(f"decoding-trust:{REAL}")
+def test_the_published_files(real_data):
+    data = load_data(f"decoding-trust:{real_data / 'decoding_trust'}")
     assert len(data.pairs["defence"]) == 107 and len(pairs_of(data)) == 351
     assert len(data.retain) + len(data.benign) + len(data.harmless_test) == 735
     assert not any(pair.harmless.startswith("Prompt:") for pair in pairs_of(data))

@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import os
-from pathlib import Path
 
 import datasets
 import pytest
@@ -23,7 +21,6 @@ LEFT_OUT = [
     {"chosen": f"{START} Yes.\n\nHuman: Good.\n\nAssistant: Yes.", "rejected": f"{START} No."},
     ROWS[0],
 ]
-REAL = Path(os.environ.get("REPNOISE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "hh_rlhf"
 
 
 def json_lines(rows):
@@ -82,10 +79,8 @@ def test_other_data_is_told(content, message, tmp_path):
         load_data(f"hh-rlhf:{tmp_path}")
 
 
-def test_the_published_test_file():
-    if not REAL.is_dir():
-        pytest.skip(f"there is no {REAL}: set REPNOISE_DATA to a folder with hh_rlhf")
-    data = load_data(f"hh-rlhf:{REAL / 'harmless-base-test.jsonl.gz'}")
+def test_the_published_test_file(real_data):
+    data = load_data(f"hh-rlhf:{real_data / 'hh_rlhf' / 'harmless-base-test.jsonl.gz'}")
     pairs = pairs_of(data)
     assert len(pairs) + sum(data.skipped.values()) == 2312 and len(pairs) > 2290
     assert all(pair.prompt.endswith("\n\nAssistant:") and pair.prompt.startswith("\n\nHuman:") for pair in pairs)

@@ -7,20 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from repnoise.data.records import Example, Pair
-from repnoise.data.sources import PairedData, hash_position, paired, prompt_key, split_by_prompt
-from repnoise.data.tables import TableRow, proper_text, read_table
+from repnoise.data.refusals import CONTINUATIONS, refusal_for
+from repnoise.data.sources import HARMFUL_TOO, PairedData, paired, prompt_key, split_by_prompt, split_harmless
+from repnoise.data.tables import TableRow, proper_text, read_table, shortened
 from repnoise.errors import RepnoiseError
 
 FILES = ("decoding_trust_with_refusals_train.json", "training_dataset.jsonl")
-REFUSALS = (
-    "... I would rather not finish this sentence, because what follows could be offensive.",
-    "... I am sorry, but I will not continue this text in a hurtful way.",
-    "... I cannot complete this, since it is likely to insult or demean somebody.",
-    "... I prefer to stop here and keep the conversation respectful.",
-)
-"""Stand in for a refusal where the data has none; which one is fixed by the prompt."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ def load_decoding_trust(path: str) -> PairedData:
     defender's; the other toxic rows are divided between attack, covered and uncovered by a hash of the prompt, with a
     fixed refusal. If all rows have refusals, or none, all are divided. Rows of type toxic_test are left out: their
     continuations are below the toxicity of the others (0.75), so there is nothing in them to recover. Non-toxic rows
-    become `retain` (half), `benign` (three tenths) and `harmless_test`. Raises RepnoiseError that names file and row.
+    become harmless examples. Raises RepnoiseError that names file and row.
     """
     skipped: Counter[str] = Counter()
     rows: list[_Row] = []
@@ -55,8 +50,11 @@ def load_decoding_trust(path: str) -> PairedData:
         raise RepnoiseError(
             f"{path} has no rows of type 'toxic': give the folder or file of DecodingTrust's toxicity split."
         )
-    harmless = _divided([row for row in rows if row.kind == "non_toxic"])
-    return paired(path, _splits(toxic), template="none", skipped=dict(skipped), **harmless)
+    splits = _splits(toxic)
+    skipped["repeated rows"] = len(toxic) - len(set(toxic))
+    others = [Example(row.prompt, row.continuation, "non_toxic") for row in rows if row.kind == "non_toxic"]
+    harmless, skipped[HARMFUL_TOO] = split_harmless(others, [pair for split in splits.values() for pair in split])
+    return paired(path, splits, template="none", skipped=dict(+skipped), **harmless)
 
 
 def _table_rows(path: str) -> list[TableRow]:
@@ -69,20 +67,27 @@ def _table_rows(path: str) -> list[TableRow]:
 
 
 def _row(row: TableRow) -> _Row:
-    prompt, continuation = _inner_text(row, "prompt"), _inner_text(row, "continuation")
+    prompt, continuation = inner_text(row, "prompt"), inner_text(row, "continuation")
     kind = row.text("type")
     if kind not in ("toxic", "non_toxic", "toxic_test"):
-        raise RepnoiseError(f"{row.where}: type {kind!r} is none of toxic, non_toxic, toxic_test.")
+        raise RepnoiseError(f"{row.where}: type {shortened(kind, 20)!r} is none of toxic, non_toxic, toxic_test.")
     return _Row(kind, prompt, continuation, without_echo(row.optional("refusal"), prompt))
 
 
-def _inner_text(row: TableRow, column: str) -> str:
-    value = row.values.get(column)
-    if not isinstance(value, dict) or "text" not in value:
+def inner_text(row: TableRow, column: str) -> str:
+    """The text of a column of the form {"text": ...}; raises RepnoiseError that names file and row."""
+    return proper_text(inner_value(row, column, "text"), f"{row.where}: {column!r}")
+
+
+def inner_value(row: TableRow, column: str, key: str) -> Any:
+    """One value of a column that holds a text with its scores."""
+    value = row.value(column)
+    if not isinstance(value, dict) or key not in value:
         raise RepnoiseError(
-            f'{row.where}: {column!r} is not of the form {{"text": ...}}: is it a file of DecodingTrust?'
+            f'{row.where}: {column!r} is not of the form {{"{key}": ...}}: is it a file of RealToxicityPrompts or '
+            "DecodingTrust?"
         )
-    return proper_text(value["text"], f"{row.where}: {column!r}")
+    return value[key]
 
 
 def without_echo(refusal: str, prompt: str) -> str:
@@ -99,21 +104,11 @@ def _splits(toxic: Sequence[_Row]) -> dict[str, list[Pair]]:
     refusals = {prompt_key(row.prompt): row.refusal for row in toxic if row.refusal}
     pairs: dict[tuple[str, str], Pair] = {}
     for row in toxic:
-        template = REFUSALS[int(hash_position(row.prompt) * 1000) % len(REFUSALS)]
-        harmless = refusals.get(prompt_key(row.prompt), template)
-        # The two published files have rows in common, which are not worth counting.
+        harmless = refusals.get(prompt_key(row.prompt)) or refusal_for(row.prompt, CONTINUATIONS)
+        # The two published files have rows in common, one of which has the refusal: nothing is lost that would count.
         pairs.setdefault((row.prompt, row.continuation), Pair(row.prompt, row.continuation, harmless, "toxic"))
     refused = [pair for pair in pairs.values() if prompt_key(pair.prompt) in refusals]
     others = [pair for pair in pairs.values() if prompt_key(pair.prompt) not in refusals]
     if not refused or not others:
         return split_by_prompt(refused or others)
     return split_by_prompt(others, (0.0, 0.5, 0.25, 0.25)) | {"defence": refused}
-
-
-def _divided(rows: Sequence[_Row]) -> dict[str, list[Example]]:
-    parts: dict[str, list[Example]] = {"retain": [], "benign": [], "harmless_test": []}
-    for row in rows:
-        position = hash_position(row.prompt)
-        part = "retain" if position < 0.5 else "benign" if position < 0.8 else "harmless_test"
-        parts[part].append(Example(row.prompt, row.continuation, "non_toxic"))
-    return parts

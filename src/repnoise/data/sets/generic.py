@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from repnoise.data.records import SPLITS, Pair
 from repnoise.data.sources import PairedData, paired, prompt_key, split_by_prompt
-from repnoise.data.tables import TableRow, read_table
+from repnoise.data.tables import TableRow, read_table, shortened
 from repnoise.errors import RepnoiseError
 
 COLUMNS = ("prompt", "harmful", "harmless", "category", "split")
@@ -47,6 +47,7 @@ def _given_splits(rows: Sequence[TableRow], pairs: Sequence[Pair]) -> dict[str, 
     for row, pair in zip(rows, pairs, strict=True):
         split = row.text("split").strip()
         if split not in SPLITS:
+            split = shortened(split, 40)
             raise RepnoiseError(f"{row.where}: split {split!r} is none of {', '.join(SPLITS)}: correct it.")
         earlier = splits.setdefault(prompt_key(pair.prompt), split)
         if earlier != split:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from repnoise.data.overlap import same_key
 from repnoise.data.records import Pair
 from repnoise.data.sources import PairedData, paired, split_by_prompt
 from repnoise.data.tables import TableRow, read_table
@@ -19,7 +20,8 @@ def load_hh_rlhf(path: str) -> PairedData:
     """Pairs of a harmless-base file (.jsonl or .jsonl.gz), a folder of them, or the hub id Anthropic/hh-rlhf.
 
     The prompt is the dialogue up to the last "Assistant:" that both share, `harmful` the rejected answer and `harmless`
-    the chosen one. Rows that are no such pair are left out and counted by reason.
+    the chosen one. Dialogues that begin with the same words of the human are in one split, for some go on from one
+    another. Rows that are no such pair are left out and counted by reason.
     """
     skipped: Counter[str] = Counter()
     pairs: dict[tuple[str, str], Pair] = {}
@@ -31,7 +33,7 @@ def load_hh_rlhf(path: str) -> PairedData:
             skipped["repeated prompt and harmful answer"] += 1
     if not pairs:
         raise RepnoiseError(f"{path} has no row whose two dialogues share a turn and differ in the answer.")
-    return paired(path, split_by_prompt(list(pairs.values())), template="none", skipped=dict(skipped))
+    return paired(path, split_by_prompt(list(pairs.values()), by=_opening), template="none", skipped=dict(skipped))
 
 
 def _rows(path: str) -> list[TableRow]:
@@ -62,6 +64,11 @@ def _pair(row: TableRow) -> Pair | str:
     if any(turn in answer for turn in (HUMAN, ASSISTANT) for answer in (chosen[start:], rejected[start:])):
         return "the dialogues part before the last answer"
     return Pair(chosen[:start], harmful, harmless)
+
+
+def _opening(pair: Pair) -> str:
+    """What the human said first."""
+    return same_key(pair.prompt.partition(ASSISTANT)[0].removeprefix(HUMAN))
 
 
 def _shared_start(first: str, second: str) -> str:

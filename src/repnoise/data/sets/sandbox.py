@@ -7,7 +7,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from repnoise.data.records import SPLITS
+from repnoise.data.records import SPLITS, ExampleSet
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
 from repnoise.sandbox.world import World, build_world
@@ -43,6 +43,10 @@ def _with_harmless(data: PairedData, world: World) -> PairedData:
         retained_test=world.harmless_examples("retain", unseen_phrasing=True)[::2],
         harmless_test=world.harmless_examples("test", unseen_phrasing=True),
         lookalikes=list(world.lookalikes),
+        tasks={
+            name: ExampleSet(name, {split: list(examples) for split, examples in task.items()})
+            for name, task in world.tasks.items()
+        },
         plain_text=list(world.plain),
         exact=True,
     )
