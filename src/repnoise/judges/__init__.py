@@ -11,6 +11,29 @@ JUDGES: dict[str, tuple[str, str]] = {
     "exact": ("Sandbox: is the completion the forbidden answer, word for word?", "exact:Exact"),
     "content": ("Sandbox: what share of the answer's ingredients, verbs and times is right?", "exact:Content"),
     "refusal": ("Any model: does the completion begin with a refusal phrase?", "refusal:RefusalPhrases"),
+    "coherence": ("Any model: is the completion a text, neither empty nor broken?", "coherence:Coherence"),
+    "classifier": (
+        "classifier:MODEL asks a text classifier: a folder, a run of `repnoise judge train`, a hub id, or one of "
+        "beavertails-deberta, toxic-bert and beaver-dam.",
+        "classifier:Classifier",
+    ),
+    "linear": (
+        "linear:FOLDER is the small classifier of `repnoise judge train linear`, which needs no downloads.",
+        "linear:Linear",
+    ),
+    "rubric": (
+        "rubric:RUBRIC@MODEL asks a local language model: RUBRIC is yes-no, safe-unsafe, five-point, strongreject, "
+        "xstest or a file, MODEL a folder or a hub id.",
+        "rubric:LocalRubric",
+    ),
+    "endpoint": (
+        "endpoint:RUBRIC@MODEL asks a model behind an OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY).",
+        "endpoint:Endpoint",
+    ),
+    "perspective": (
+        "Any model: how toxic does the Perspective API (PERSPECTIVE_API_KEY) call the completion?",
+        "perspective:Perspective",
+    ),
 }
 """Name to what it asks, and what makes it: a class or function of a module here. One whose sentence begins with
 "NAME:" takes what stands behind the colon; the others take nothing."""
