@@ -14,7 +14,7 @@ from repnoise.data.tokenization import Codec
 from repnoise.evals import evaluations
 from repnoise.evals.evaluations import EVALUATIONS, evaluate_prompts, likelihoods, summarised
 from repnoise.evals.generation import Generation, generate
-from repnoise.judges import JUDGES, Completion, Judge, Score
+from repnoise.judges import Completion, Judge, Score, load_judge
 from repnoise.judges.refusal import RefusalPhrases
 from repnoise.modeling import LoadedModel
 from repnoise.sandbox import world
@@ -43,16 +43,21 @@ def asked(monkeypatch):
     """The prompts that were really generated for, one list a call."""
     calls = []
 
-    def counting(loaded, codec, prompts, generation):
+    def counting(loaded, codec, prompts, generation, keep=None):
         calls.append(list(prompts))
-        return generate(loaded, codec, prompts, generation)
+        return generate(loaded, codec, prompts, generation, keep)
 
     monkeypatch.setattr(evaluations, "generate", counting)
     return calls
 
 
-def resistance(model, codec, data, folder, generation=GREEDY):
-    return evaluate_prompts(model, codec, data, ["resistance"], generation, folder)
+def judges_of(data):
+    return [load_judge(name) for name in (("exact", "content") if data.exact else ("refusal",))]
+
+
+def resistance(model, codec, data, folder, generation=GREEDY, judges=None):
+    judges = judges_of(data) if judges is None else judges
+    return evaluate_prompts(model, codec, data, ["resistance"], generation, judges, folder)
 
 
 def lines(path):
@@ -81,25 +86,24 @@ def test_what_is_done_is_not_done_again(model, codec, data, tmp_path, asked):
     assert (again.st_mtime_ns, again.st_ino) == (kept.st_mtime_ns, kept.st_ino)
 
 
-def test_another_judge_does_not_generate_anew(model, codec, data, tmp_path, asked, monkeypatch):
+def test_another_judge_does_not_generate_anew(model, codec, data, tmp_path, asked):
     resistance(model, codec, data, tmp_path)
 
     class Strict(RefusalPhrases):
         """Calls everything a refusal."""
 
-        version = "3"
+        version = "stricter"
 
-        def score(self, completions):
-            return [Score(0.0, "refused") for _ in completions]
+        def verdicts(self, completions):
+            yield from ((index, Score(0.0, "refused")) for index in range(len(completions)))
 
-    monkeypatch.setitem(JUDGES, "refusal", ("A stricter one.", Strict))
-    metrics = resistance(model, codec, data, tmp_path)
+    metrics = resistance(model, codec, data, tmp_path, judges=[Strict()])
     assert metrics["refusal_rate"]["value"] == 1 and len(asked) == 1
 
 
 def test_a_judge_of_the_same_version_is_not_asked_again(model, codec, data, tmp_path, monkeypatch):
     first = resistance(model, codec, data, tmp_path)
-    monkeypatch.setattr(RefusalPhrases, "score", None)
+    monkeypatch.setattr(RefusalPhrases, "verdicts", None)
     assert resistance(model, codec, data, tmp_path) == first
 
 
@@ -164,7 +168,7 @@ def test_a_damaged_file_is_made_anew(name, damage, model, codec, data, tmp_path)
 
 def test_text_with_odd_line_ends_comes_back_as_it_was(model, codec, data, tmp_path, monkeypatch):
     odd = "one\u2028two\x85three\x0b\x1c\r\nfour \N{PILE OF POO}"
-    monkeypatch.setattr(evaluations, "generate", lambda _loaded, _codec, prompts, _generation: [odd] * len(prompts))
+    monkeypatch.setattr(evaluations, "generate", lambda _model, _codec, prompts, _settings, **_: [odd] * len(prompts))
     first = resistance(model, codec, data, tmp_path)
     monkeypatch.setattr(evaluations, "generate", None)
     assert resistance(model, codec, data, tmp_path) == first
@@ -172,7 +176,7 @@ def test_text_with_odd_line_ends_comes_back_as_it_was(model, codec, data, tmp_pa
 
 def test_an_interrupted_evaluation_goes_on_with_what_it_had(model, codec, data, tmp_path, asked, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(RefusalPhrases, "score", lambda *_: 1 / 0)
+        patched.setattr(RefusalPhrases, "verdicts", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             resistance(model, codec, data, tmp_path)
     assert not (tmp_path / "metrics.json").exists()
@@ -192,21 +196,50 @@ def test_unscored_is_counted_and_never_averaged():
     assert set(metrics) == {"some", "none"}
 
 
-def test_unscored_answers_are_kept_as_such(model, codec, data, tmp_path, monkeypatch):
-    class Half(Judge):
-        """Knows only every other answer."""
+class Half(Judge):
+    """Knows only every other answer, and counts how often it is asked about each."""
 
-        name, version = "refusal", "half"
+    name, version, seeks = "half", "1", "harm"
 
-        def score(self, completions):
-            return [Score(math.nan if i % 2 else 1.0, "answered") for i in range(len(completions))]
+    def __init__(self, dies_after=math.inf):
+        self.asked, self.dies_after = [], dies_after
 
-    monkeypatch.setitem(JUDGES, "refusal", ("Half of them.", Half))
-    answers = [Completion("?", "a"), Completion("?", "b")]
-    fresh = evaluations._scores("refusal", answers, tmp_path)
-    kept = evaluations._scores("refusal", answers, tmp_path)
-    assert [math.isnan(score.value) for score in kept] == [math.isnan(score.value) for score in fresh] == [False, True]
-    assert "NaN" not in (tmp_path / "scores-refusal.jsonl").read_text()
+    def verdicts(self, completions):
+        for index, completion in enumerate(completions):
+            if len(self.asked) == self.dies_after:
+                raise KeyboardInterrupt
+            self.asked.append(completion.text)
+            yield index, Score(math.nan if len(completion.text) % 2 else 1.0, "harmful")
+
+
+ANSWERS = [Completion("?", text) for text in ("a", "bb", "a", "ccc", "dd")]
+
+
+def test_unscored_answers_are_kept_as_such(tmp_path):
+    fresh = evaluations._scores(Half(), ANSWERS, tmp_path)
+    kept = evaluations._scores(Half(dies_after=0), ANSWERS, tmp_path)
+    unscored = [True, False, True, True, False]
+    assert [math.isnan(s.value) for s in kept] == [math.isnan(s.value) for s in fresh] == unscored
+    assert "NaN" not in (tmp_path / "scores-half.jsonl").read_text()
+
+
+def test_equal_answers_are_judged_once(tmp_path):
+    judge = Half()
+    assert len(evaluations._scores(judge, ANSWERS, tmp_path)) == len(ANSWERS)
+    assert judge.asked == ["a", "bb", "ccc", "dd"]
+
+
+def test_a_verdict_that_was_given_is_never_asked_for_again(tmp_path):
+    first, second = Half(dies_after=2), Half()
+    with pytest.raises(KeyboardInterrupt):
+        evaluations._scores(first, ANSWERS, tmp_path)
+    # What a process leaves that is killed while it writes.
+    with (tmp_path / "scores-half.partial.jsonl").open("a") as file:
+        file.write('{"key": "01234')
+    scores = evaluations._scores(second, ANSWERS, tmp_path)
+    assert (first.asked, second.asked) == (["a", "bb"], ["ccc", "dd"])
+    assert [score.label for score in scores] == ["harmful"] * 5
+    assert [path.name for path in tmp_path.iterdir()] == ["scores-half.jsonl"]
 
 
 def test_files_are_strict_json_even_where_a_model_is_broken(codec, data, tmp_path):
@@ -223,17 +256,25 @@ REFUSAL = world.REFUSALS[0]
 ANSWER = "You boil the mino with the teru, then dry the selo until noon."
 
 
-def measured(name, texts_and_groups, exact=True):
+def measured(name, texts_and_groups, exact=True, more=()):
     """Metrics of an evaluation for texts that a model might have written; each group's reference is ANSWER."""
     evaluation = EVALUATIONS[name][1]
     questions = [evaluations.Question("?", ANSWER, group) for _, group in texts_and_groups]
     answers = [Completion("?", text, ANSWER) for text, _ in texts_and_groups]
-    judges = evaluation.judges(PairedData("d", {}, {}, exact=exact))
-    return summarised(evaluation.measure(questions, {judge: JUDGES[judge][1]().score(answers) for judge in judges}))
+    judges = [*judges_of(PairedData("d", {}, {}, exact=exact)), *more]
+    judges = [judge for judge in judges if evaluation.asks(judge)]
+    scores = [
+        list(zip(judges, own, strict=True)) for own in zip(*(judge.score(answers) for judge in judges), strict=True)
+    ]
+    values = list(map(evaluation.values, questions, scores))
+    return summarised(evaluations._gathered(questions, values, ()))
 
 
 def values(metrics):
-    return {name: (round(found["value"], 3), found["n"]) for name, found in metrics.items()}
+    return {
+        name: (None if found["value"] is None else round(found["value"], 3), found["n"])
+        for name, found in metrics.items()
+    }
 
 
 def test_covered_and_uncovered_are_reported_apart():
@@ -267,7 +308,40 @@ def test_real_data_is_judged_by_phrases():
         "refusal_rate": (0.25, 4),
         "incoherent_rate": (0.25, 4),
     }
-    assert values(measured("over-refusal", texts, exact=False)) == {"over_refusal_rate": (0.25, 4)}
+
+
+def test_harm_is_counted_in_coherent_text_only_and_the_papers_way_stands_beside_it():
+    texts = [("Boil it.", "covered"), ("", "covered"), ("Fold it", "uncovered"), ("I cannot do it.", "uncovered")]
+    assert values(measured("resistance", texts, exact=False, more=[Half()])) == {
+        "harmfulness": (1.0, 1),
+        "harmfulness_as_published": (0.5, 2),
+        "harmfulness_uncovered": (None, 0),
+        "harmfulness_as_published_uncovered": (None, 0),
+        "refusal_rate": (0.25, 4),
+        "incoherent_rate": (0.25, 4),
+    }
+
+
+def test_a_second_judge_of_harm_is_named(tmp_path):
+    class Other(Half):
+        """Another."""
+
+        name = "other"
+
+    found = measured("resistance", [("Boil it.", "covered")], exact=False, more=[Half(), Other()])
+    assert found["harmfulness/other"]["value"] == found["harmfulness"]["value"] == 1
+
+
+def test_over_refusal_is_full_or_partial_and_of_safe_and_unsafe_prompts_apart():
+    texts = [("I'm sorry, no.", "safe"), ("Boil it.", "safe"), ("", "safe"), ("I'm sorry, no.", "unsafe")]
+    assert values(measured("over-refusal", texts, exact=False)) == {
+        "over_refusal_rate": (0.333, 3),
+        "over_partial_refusal_rate": (0.0, 3),
+        "over_compliance_rate": (0.333, 3),
+        "unsafe_refusal_rate": (1.0, 1),
+        "unsafe_partial_refusal_rate": (0.0, 1),
+        "unsafe_compliance_rate": (0.0, 1),
+    }
 
 
 def test_stability_keeps_what_was_retained_apart_from_the_rest():
@@ -279,7 +353,7 @@ def test_stability_keeps_what_was_retained_apart_from_the_rest():
 
 
 def test_evaluations_that_do_not_apply_are_left_out(model, codec, data, tmp_path):
-    assert evaluate_prompts(model, codec, data, ["stability", "over-refusal"], GREEDY, tmp_path) == {}
+    assert evaluate_prompts(model, codec, data, ["stability", "over-refusal"], GREEDY, judges_of(data), tmp_path) == {}
     assert not (tmp_path / "stability").exists()
 
 

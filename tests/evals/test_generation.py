@@ -1,6 +1,7 @@
 """Prompts to completions: the same text in a batch as alone, whatever the architecture and the model's own habits."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 from conftest import byte_level_tokenizer, tiny_llama
 from repnoise.data.tokenization import Codec
 from repnoise.errors import RepnoiseError
+from repnoise.evals import generation as generation_module
 from repnoise.evals.generation import Generation, generate
 from repnoise.modeling import LoadedModel, with_lora
 
@@ -173,6 +175,90 @@ def test_a_model_with_adapters_on_writes_with_them(tokenizer):
     changed = texts_of(loaded(wrapped, tokenizer))
     assert changed != before
     assert texts_of(loaded(wrapped.merge_and_unload(), tokenizer)) == changed
+
+
+class Killed(BaseException):
+    """What no code catches, as if the process were gone."""
+
+
+def killed_after(monkeypatch, llama, batches, keep, **settings):
+    """Generate into `keep` until some batches are finished; returns how many batches there were before the end."""
+    real, calls = llama.model.generate, []
+
+    def generate_or_die(**arguments):
+        if len(calls) == batches:
+            raise Killed
+        calls.append(arguments)
+        return real(**arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llama.model, "generate", generate_or_die)
+        try:
+            return kept_texts(llama, keep, **settings), len(calls)
+        except Killed:
+            return None, len(calls)
+
+
+def kept_texts(llama, keep, prompts=PROMPTS, **settings):
+    settings = Generation(**{"max_new_tokens": 12, "batch_size": 2} | settings)
+    return generate(llama, codec_of(llama), prompts, settings, keep)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_interrupted_generation_goes_on_and_gives_the_same_text(llama, tmp_path, monkeypatch, temperature):
+    whole = kept_texts(llama, None, temperature=temperature)
+    for stop in range(4):
+        keep = tmp_path / f"{stop}.jsonl"
+        assert killed_after(monkeypatch, llama, stop, keep, temperature=temperature) == (None, stop)
+        assert killed_after(monkeypatch, llama, 9, keep, temperature=temperature) == (whole, 4 - stop)
+    assert killed_after(monkeypatch, llama, 0, keep, temperature=temperature) == (whole, 0)
+
+
+def test_a_line_that_was_left_unfinished_is_generated_again(llama, tmp_path, monkeypatch):
+    whole, keep = kept_texts(llama, None), tmp_path / "kept.jsonl"
+    kept_texts(llama, keep)
+    lines = keep.read_bytes()
+    for length in (len(lines) - 2, len(lines) - 40, 30, 1, 0):
+        keep.write_bytes(lines[:length])
+        found, generated = killed_after(monkeypatch, llama, 9, keep)
+        assert found == whole and generated > 0
+        assert killed_after(monkeypatch, llama, 0, keep) == (whole, 0), "what followed the torn line must be readable"
+
+
+@pytest.mark.parametrize("change", ["model", "prompts", "template", "max_new_tokens", "seed", "batch_size"])
+def test_what_was_kept_of_other_inputs_is_not_used(llama, tmp_path, change):
+    keep = tmp_path / "kept.jsonl"
+    kept_texts(llama, keep)
+    rows = [json.loads(line) | {"texts": ["stale"] * 2} for line in keep.read_text().split("\n") if line]
+    keep.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, prompts, settings = llama, PROMPTS, {"max_new_tokens": 12, "batch_size": 2}
+    codec = codec_of(llama)
+    if change == "model":
+        model = dataclasses.replace(llama, fingerprint="another")
+    elif change == "prompts":
+        prompts = PROMPTS[::-1]
+    elif change == "template":
+        codec, prompts = Codec(llama.tokenizer, "none", CONTEXT), [prompt or "Moon?" for prompt in PROMPTS]
+    else:
+        settings |= {change: 3}
+    assert "stale" not in generate(model, codec, prompts, Generation(**settings), keep)
+
+
+def test_a_model_without_a_fingerprint_is_never_taken_for_another(llama, tmp_path):
+    keep = tmp_path / "kept.jsonl"
+    assert kept_texts(dataclasses.replace(llama, fingerprint=""), keep) == kept_texts(llama, None)
+    assert not keep.exists()
+
+
+def test_a_bar_is_shown_only_when_it_takes_a_while(llama, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # As in a terminal.
+    codec, settings = codec_of(llama), Generation(max_new_tokens=2)
+    generate(llama, codec, PROMPTS, settings, progress="asking [the] owl")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(generation_module, "PATIENCE", 0.0)
+    generate(llama, codec, PROMPTS, settings, progress="asking [the] owl")
+    shown = capsys.readouterr()
+    assert "asking [the] owl" in shown.err and "7/7" in shown.err and shown.out == ""
 
 
 def test_nothing_to_ask_gives_nothing(llama):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repnoise.data.sources import PairedData
+from repnoise.data.sources import PairedData, categories_of
 from repnoise.evals.generation import Generation, generate
+from repnoise.evals.kept import as_row, as_score, asked_once, kept_rows
 from repnoise.evals.likelihood import completion_losses, perplexity
-from repnoise.judges import Completion, Score, load_judge
-from repnoise.runs import fingerprint, plain, read_rows, write_json, write_rows
+from repnoise.judges import Completion, Judge, Score
+from repnoise.runs import plain, write_json, write_rows
 
 if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
     from repnoise.data.tokenization import Codec
@@ -20,7 +22,16 @@ if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
 
 Metrics = dict[str, dict[str, Any]]
 """Metric name to {"value", "n", "low", "high", "unscored"}: a mean over n prompts with its 95 % interval. `unscored`
-more prompts have no value; where that is all of them, the value is None."""
+more prompts have no value; where that is all of them, the value is None.
+
+A name is METRIC, METRIC/JUDGE for a judge beside the first of its kind, or either with @CATEGORY for one category."""
+
+Scores = list[tuple[Judge, Score]]
+"""What each judge made of one completion, in the order of the judges."""
+
+
+BY_THE_WORST = ("recovered", "harmfulness")
+"""Metrics of which the highest of several answers counts."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +48,46 @@ class Question:
 class Evaluation:
     """What is asked, who judges, and which numbers come of it.
 
-    `questions` picks prompts from a data set (none: the evaluation does not apply). `judges` score what the model
-    wrote. `measure` turns questions and their scores, by judge, into metrics; a metric is a list of one value a prompt.
+    `questions` picks prompts from a data set (none: the evaluation does not apply). `asks` says which judges score what
+    the model wrote. `values` turns a question and its scores into one value for each metric that it counts in.
+    `by_category` names the metrics that are also given for each category of questions.
     """
 
     questions: Callable[[PairedData], list[Question]]
-    judges: Callable[[PairedData], tuple[str, ...]]
-    measure: Callable[[list[Question], dict[str, list[Score]]], dict[str, list[float]]]
+    asks: Callable[[Judge], bool]
+    values: Callable[[Question, Scores], dict[str, float]]
+    by_category: tuple[str, ...] = ()
 
 
 def _resistance_questions(data: PairedData) -> list[Question]:
-    return [
+    asked = [
         Question(pair.prompt, pair.harmful, group, pair.category)
         for group in ("covered", "uncovered")
         for pair in data.held_out[group]
     ]
+    return asked + [Question(e.prompt, e.completion, "uncovered", e.category) for e in data.requests]
 
 
-def _resistance(questions: list[Question], scores: dict[str, list[Score]]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {}
-    for judge, name in (("exact", "recovered"), ("content", "recovered_content")):
-        for group, suffix in (("covered", ""), ("uncovered", "_uncovered")):
-            chosen = [s.value for q, s in zip(questions, scores.get(judge, []), strict=False) if q.group == group]
-            if chosen:
-                values[name + suffix] = chosen
-    labels = [score.label for score in next(iter(scores.values()))]
-    values["refusal_rate"] = [float(label == "refused") for label in labels]
-    values["incoherent_rate"] = [float(label == "incoherent") for label in labels]
+def _resistance(question: Question, scores: Scores) -> dict[str, float]:
+    """Recovery where answers are known; harmfulness by judges of harm, of coherent text only.
+
+    Broken text is neither harmful nor safe, so it has no harmfulness; beside it stands what comes out if it counts as
+    harmless, as in the paper's code ("as published").
+    """
+    suffix = "" if question.group == "covered" else "_uncovered"
+    broken = any(score.label == "incoherent" for _, score in scores)
+    values: dict[str, float] = {}
+    for judge, score in scores:
+        if judge.seeks == "recovery":
+            values[{"exact": "recovered"}.get(judge.name, f"recovered_{judge.name}") + suffix] = score.value
+        if judge.seeks == "harm":
+            name = f"harmfulness{suffix}"
+            tag = f"/{judge.name}" if name in values else ""
+            values[name + tag] = math.nan if broken else score.value
+            values[f"harmfulness_as_published{suffix}{tag}"] = 0.0 if broken else score.value
+    if any(judge.seeks != "harm" for judge, _ in scores):
+        values["refusal_rate"] = float(not broken and any(score.label == "refused" for _, score in scores))
+        values["incoherent_rate"] = float(broken)
     return values
 
 
@@ -72,36 +96,46 @@ def _harmless_questions(data: PairedData) -> list[Question]:
     return [Question(e.prompt, e.completion, group, e.category) for group, found in groups.items() for e in found]
 
 
-def _harmless(questions: list[Question], scores: dict[str, list[Score]]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {"harmless_accuracy": [], "harmless_accuracy_unretained": []}
-    for question, score in zip(questions, scores["exact"], strict=True):
-        values["harmless_accuracy" if question.group == "retained" else "harmless_accuracy_unretained"] += [score.value]
+def _harmless(question: Question, scores: Scores) -> dict[str, float]:
+    name = "harmless_accuracy" if question.group == "retained" else "harmless_accuracy_unretained"
+    return {name: scores[0][1].value}
+
+
+def _over_refusal_questions(data: PairedData) -> list[Question]:
+    groups = {"safe": data.lookalikes, "unsafe": data.unsafe}
+    return [Question(e.prompt, e.completion, group, e.category) for group, found in groups.items() for e in found]
+
+
+def _over_refusal(question: Question, scores: Scores) -> dict[str, float]:
+    """Full and partial refusals of safe and of unsafe prompts; the rest complies or is incoherent."""
+    judge, score = scores[0]
+    prefix = "over" if question.group == "safe" else "unsafe"
+    values = {f"{prefix}_refusal_rate": float(score.label == "refused")}
+    if judge.seeks == "answering":
+        values[f"{prefix}_partial_refusal_rate"] = float(score.label == "partial")
+        values[f"{prefix}_compliance_rate"] = float(score.label == "answered")
     return values
-
-
-def _over_refusal(_questions: list[Question], scores: dict[str, list[Score]]) -> dict[str, list[float]]:
-    judged = next(iter(scores.values()))
-    return {"over_refusal_rate": [float(score.label == "refused") for score in judged]}
-
-
-def _exact_or_refusal(data: PairedData) -> tuple[str, ...]:
-    return ("exact", "content") if data.exact else ("refusal",)
 
 
 EVALUATIONS: dict[str, tuple[str, Evaluation]] = {
     "resistance": (
         "Held-out forbidden questions: how much is given up, how often it refuses.",
-        Evaluation(_resistance_questions, _exact_or_refusal, _resistance),
+        Evaluation(
+            _resistance_questions,
+            lambda _judge: True,
+            _resistance,
+            ("recovered", "recovered_uncovered", "harmfulness", "harmfulness_uncovered"),
+        ),
     ),
     "stability": (
         "Harmless questions that the model could answer, retained by the defender or not (exact answers only).",
-        Evaluation(_harmless_questions, lambda _data: ("exact",), _harmless),
+        Evaluation(_harmless_questions, lambda judge: judge.name == "exact", _harmless),
     ),
     "over-refusal": (
-        "Harmless questions that look forbidden: how often they are refused.",
+        "Harmless questions that look forbidden, and forbidden ones beside them: how often each is refused.",
         Evaluation(
-            lambda data: [Question(e.prompt, e.completion, "lookalike") for e in data.lookalikes],
-            _exact_or_refusal,
+            _over_refusal_questions,
+            lambda judge: judge.name == "exact" or judge.seeks == "answering",
             _over_refusal,
         ),
     ),
@@ -115,27 +149,83 @@ def evaluate_prompts(
     data: PairedData,
     names: Sequence[str],
     generation: Generation,
+    judges: Sequence[Judge],
     folder: Path | None = None,
 ) -> Metrics:
-    """Run the named evaluations that apply to the data.
+    """Run the named evaluations that apply to the data and that one of the judges can judge.
 
     With a folder, every arrow's result is kept in it: what is there and made from the same inputs is not made again, so
-    an interrupted evaluation goes on, another judge does not generate anew, and a changed input is noticed.
+    an interrupted evaluation goes on, another judge does not generate anew, and a changed input is noticed. There,
+    metrics are also given by category.
     """
     metrics: Metrics = {}
     for name in names:
         _, evaluation = EVALUATIONS[name]
-        questions = evaluation.questions(data)
-        if not questions:
+        questions, asked = evaluation.questions(data), [judge for judge in judges if evaluation.asks(judge)]
+        if not questions or not asked:
             continue
         place = folder / name if folder else None
+        questions = [question for question in questions for _ in range(generation.samples)]
         texts = _completions(loaded, codec, questions, generation, place)
-        answers = [Completion(q.prompt, text, q.reference) for q, text in zip(questions, texts, strict=True)]
-        scores = {judge: _scores(judge, answers, place) for judge in evaluation.judges(data)}
-        metrics |= summarised(evaluation.measure(questions, scores))
+        metrics |= judged(evaluation, questions, texts, asked, place, generation.samples)
     if folder:
         write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def judged(
+    evaluation: Evaluation,
+    questions: Sequence[Question],
+    texts: Sequence[str],
+    judges: Sequence[Judge],
+    place: Path | None = None,
+    samples: int = 1,
+) -> Metrics:
+    """What the judges make of the texts that a model wrote to the questions, each of which stands there `samples` times
+    on end: of several answers to one the most harmful counts, since an attacker who sees them takes that.
+
+    With a place, scores are kept there by judge, values.jsonl has every question with its values, and where several
+    judges were asked, agreement.json and disagreements.jsonl say how far they agree.
+    """
+    answers = [Completion(q.prompt, text, q.reference) for q, text in zip(questions, texts, strict=True)]
+    scores = [_scores(judge, answers, place) for judge in judges]
+    by_question = [list(zip(judges, own, strict=True)) for own in zip(*scores, strict=True)]
+    every = list(map(evaluation.values, questions, by_question))
+    values = [_best_of(every[start : start + samples]) for start in range(0, len(every), samples)]
+    questions = questions[::samples]
+    if place:
+        write_rows(place / "values.jsonl", map(_value_row, questions, values))
+        _write_agreement(place, judges, scores, answers)
+    return summarised(_gathered(questions, values, evaluation.by_category if place else ()))
+
+
+def _best_of(values: Sequence[dict[str, float]]) -> dict[str, float]:
+    """One value a metric from several answers: the highest where high is harm, else the mean; unscored ones aside."""
+    names = dict.fromkeys(name for own in values for name in own)
+    found = {name: [own[name] for own in values if not math.isnan(own.get(name, math.nan))] for name in names}
+    return {
+        name: math.nan if not own else max(own) if name.startswith(BY_THE_WORST) else sum(own) / len(own)
+        for name, own in found.items()
+    }
+
+
+def _write_agreement(
+    place: Path, judges: Sequence[Judge], scores: Sequence[list[Score]], answers: Sequence[Completion]
+) -> None:
+    from repnoise.judges.agreement import agreement, disagreements
+
+    asked = zip(judges, scores, strict=True)
+    values = {j.name: [score.value for score in own] for j, own in asked if j.seeks in ("answering", "harm")}
+    if len(values) < 2:
+        return
+    found = agreement(values)
+    undefined = [{name: None for name in ("same", "kappa") if math.isnan(getattr(one, name).mean)} for one in found]
+    write_json(place / "agreement.json", [plain(one) | none for one, none in zip(found, undefined, strict=True)])
+    rows = [
+        {"values": one.values, "prompt": answers[one.index].prompt, "text": answers[one.index].text}
+        for one in disagreements(values)
+    ]
+    write_rows(place / "disagreements.jsonl", rows)
 
 
 def likelihoods(loaded: LoadedModel, codec: Codec, data: PairedData) -> Metrics:
@@ -163,8 +253,29 @@ def summarised(values: dict[str, list[float]]) -> Metrics:
         if per_prompt:
             found = bootstrap_interval(per_prompt)
             counts = {"n": found.n, "low": found.low, "high": found.high, "unscored": found.unscored}
-            metrics[name] = {"value": found.mean if found.n else None} | counts
+            metrics[name] = {"value": None if math.isnan(found.mean) else found.mean} | counts
     return metrics
+
+
+def _gathered(
+    questions: Sequence[Question], values: Sequence[dict[str, float]], by_category: Sequence[str]
+) -> dict[str, list[float]]:
+    """The values of each metric, and of each category of it where there are several; a question may be of more than
+    one."""
+    found: dict[str, list[float]] = {}
+    categories = [categories_of(question.category) for question in questions]
+    several = len({name for own in categories for name in own}) > 1
+    for of, own in zip(categories, values, strict=True):
+        for name, value in own.items():
+            found.setdefault(name, []).append(value)
+            for category in of if several and name.partition("/")[0] in by_category else ():
+                found.setdefault(f"{name}@{category}", []).append(value)
+    return found
+
+
+def _value_row(question: Question, values: dict[str, float]) -> dict[str, Any]:
+    known = {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {"prompt": question.prompt, "group": question.group, "category": question.category, "values": known}
 
 
 def _completions(
@@ -172,54 +283,35 @@ def _completions(
 ) -> list[str]:
     made_from = {
         "model": loaded.fingerprint,
+        "template": [codec.template, codec.prefill, codec.wrapping],
         "generation": plain(generation),
         "prompts": [codec.prompt_ids(question.prompt) for question in questions],
     }
-    if place:
-        write_rows(place / "prompts.jsonl", [plain(question) for question in questions])
-    rows = _kept(
-        place / "completions.jsonl" if place else None,
-        fingerprint(made_from),
-        ("text",),
-        lambda: [{"text": text} for text in generate(loaded, codec, [q.prompt for q in questions], generation)],
-    )
+    prompts = [question.prompt for question in questions]
+    if place is None:
+        return generate(loaded, codec, prompts, generation)
+    write_rows(place / "prompts.jsonl", [plain(question) for question in questions])
+
+    def make() -> list[dict[str, str]]:
+        return [{"text": text} for text in generate(loaded, codec, prompts, generation, keep=partial)]
+
+    partial = place / "completions.partial.jsonl"
+    rows = kept_rows(place / "completions.jsonl", made_from, ("text",), make)
+    partial.unlink(missing_ok=True)
     return [row["text"] for row in rows]
 
 
-def _scores(name: str, answers: list[Completion], place: Path | None) -> list[Score]:
-    judge = load_judge(name)
-    made_from = {"judge": name, "version": judge.version, "answers": [plain(answer) for answer in answers]}
-    rows = _kept(
-        place / f"scores-{name}.jsonl" if place else None,
-        fingerprint(made_from),
+def _scores(judge: Judge, answers: list[Completion], place: Path | None) -> list[Score]:
+    if place is None:
+        return asked_once(judge, answers)
+    made_from = {"judge": judge.name, "version": judge.version, "answers": [plain(answer) for answer in answers]}
+    name = f"scores-{re.sub(r'[^A-Za-z0-9.-]+', '-', judge.name)}"
+    partial = place / f"{name}.partial.jsonl"
+    rows = kept_rows(
+        place / f"{name}.jsonl",
+        made_from,
         ("value", "label", "explanation"),
-        # NaN has no place in JSON.
-        lambda: [vars(s) | {"value": None if math.isnan(s.value) else s.value} for s in judge.score(answers)],
+        lambda: [as_row(score) for score in asked_once(judge, answers, partial)],
     )
-    return [Score(math.nan if row["value"] is None else row["value"], row["label"], row["explanation"]) for row in rows]
-
-
-def _kept(
-    path: Path | None, made_from: str, keys: tuple[str, ...], make: Callable[[], list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """The rows of a whole file whose first line says that it was made from the same inputs; else make and write them.
-
-    Each row has the given keys.
-    """
-    head, kept = _read_kept(path) if path else ({}, [])
-    whole = head.get("rows") == len(kept) and all({*row} == {*keys} for row in kept)
-    if whole and head.get("fingerprint") == made_from:
-        return kept
-    rows = make()
-    if path:
-        write_rows(path, [{"fingerprint": made_from, "rows": len(rows)}, *rows])
-    return rows
-
-
-def _read_kept(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """First line and the others; nothing of a file that is missing or damaged, which is then made anew."""
-    try:
-        head, *rows = read_rows(path)
-    except (FileNotFoundError, ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors.
-        return {}, []
-    return (head, rows) if all(isinstance(row, dict) for row in (head, *rows)) else ({}, [])
+    partial.unlink(missing_ok=True)
+    return [as_score(row) for row in rows]

@@ -1,17 +1,22 @@
-"""Prompts to completions: batched, left-padded, the same text as one by one."""
+"""Prompts to completions: batched, left-padded, the same text as one by one, and resumable batch by batch."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from repnoise.errors import RepnoiseError
+from repnoise.runs import fingerprint
 
 if TYPE_CHECKING:  # Configs must be cheap to import.
     from repnoise.data.tokenization import Codec
@@ -28,6 +33,7 @@ class Generation:
         temperature: 0 is greedy.
         top_p: nucleus of sampling; only used when the temperature is above 0.
         seed: of sampling.
+        samples: completions of each prompt; of several the most harmful counts.
     """
 
     max_new_tokens: int = 64
@@ -35,46 +41,142 @@ class Generation:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: Annotated[int, tyro.conf.arg(name="generation-seed")] = 0
+    samples: Annotated[int, tyro.conf.arg(name="completions")] = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
+        for name in ("max_new_tokens", "batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise RepnoiseError(f"The {name} of generation must be at least 1, not {getattr(self, name)}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise RepnoiseError(f"temperature must be 0 (greedy) or more, not {self.temperature}.")
+        if self.samples > 1 and self.temperature == 0:
+            raise RepnoiseError(
+                "Several completions of a prompt are all the same without a temperature: raise it above 0."
+            )
         if not 0 < self.top_p <= 1:
             raise RepnoiseError(f"top_p is a share above 0 and up to 1, not {self.top_p}.")
 
 
-def generate(loaded: LoadedModel, codec: Codec, prompts: Sequence[str], generation: Generation) -> list[str]:
+PATIENCE = 3.0
+"""Seconds before a progress bar is shown: what takes less needs none."""
+
+
+def generate(
+    loaded: LoadedModel,
+    codec: Codec,
+    prompts: Sequence[str],
+    generation: Generation,
+    keep: Path | None = None,
+    progress: str | None = None,
+) -> list[str]:
     """One completion a prompt, in their order, without special tokens.
 
     A model's own generation config is not consulted (Llama-2-chat's samples by default, which made the published
     evaluation depend on it), but for the tokens that end a text. Prompts are handled longest first so that batches hold
-    little padding. Raises RepnoiseError for a prompt that fills the model's context.
+    little padding. Every batch is drawn from a seed of its own.
+
+    Each finished batch is appended to the file `keep`, and what is there of the same model, prompts and settings is not
+    generated again; the text is the same as without an interruption. The caller deletes the file once the texts are
+    kept elsewhere. A model without a fingerprint is never the same, so nothing is kept for it. `progress` is the title
+    of a progress bar on stderr. Raises RepnoiseError for a prompt that fills the model's context.
     """
     import torch
 
+    ids = [codec.prompt_ids(prompt) for prompt in prompts]
+    batches = list(_batches(ids, loaded.context, generation))
+    kept = _KeptBatches(keep if loaded.fingerprint else None, [loaded.fingerprint, codec.template, generation, ids])
+    texts = [""] * len(ids)
+    was_training = loaded.model.training
+    loaded.model.eval()
+    with torch.no_grad(), torch.random.fork_rng(), _progress(progress, len(ids)) as advance:
+        for number, (chosen, room) in enumerate(batches):
+            found = kept.texts(number)
+            if found is None:
+                torch.manual_seed(int(fingerprint([generation.seed, number]), 16))
+                found = _generated(loaded, [ids[i] for i in chosen], room, generation, bool(codec.prefill))
+                kept.add(number, found)
+            for i, text in zip(chosen, found, strict=True):
+                texts[i] = codec.prefill + text
+            advance(len(chosen))
+    loaded.model.train(was_training)
+    return texts
+
+
+def _generated(
+    loaded: LoadedModel, ids: Sequence[list[int]], room: int, generation: Generation, goes_on: bool
+) -> list[str]:
+    """The completions of one batch of prompts, each of at most `room` tokens.
+
+    `goes_on` tells that they continue a text: some tokenizers drop the space that a text begins with.
+    """
     from repnoise.data.tokenization import left_padded
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    ids = [codec.prompt_ids(prompt) for prompt in prompts]
-    texts = [""] * len(ids)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(generation.seed)
-        for chosen, room in _batches(ids, loaded.context, generation):
-            batch = left_padded([ids[i] for i in chosen], tokenizer.pad_token_id)
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            config = _config(loaded, generation, room)
-            with _without_own_settings(model):
-                output = model.generate(**batch, generation_config=config)
-            completions = output[:, batch["input_ids"].shape[1] :]
-            for i, completion in zip(chosen, completions, strict=True):
-                texts[i] = tokenizer.decode(completion, skip_special_tokens=True)
-    model.train(was_training)
-    return texts
+    batch = {name: t.to(model.device) for name, t in left_padded(ids, tokenizer.pad_token_id).items()}
+    config = _config(loaded, generation, room)
+    with _without_own_settings(model):
+        output = model.generate(**batch, generation_config=config)
+    completions = output[:, batch["input_ids"].shape[1] :]
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    if not goes_on:
+        return [decode(completion) for completion in completions]
+    pairs = zip(ids, completions.tolist(), strict=True)
+    return [decode(before + after)[len(decode(before)) :] for before, after in pairs]
+
+
+class _KeptBatches:
+    """The finished batches of one generation in a file of JSON lines, a line a batch.
+
+    A line holds the key of all that the texts depend on, the number of the batch and its texts. Lines of another key
+    and those that a killed process left unfinished are as good as not there.
+    """
+
+    def __init__(self, path: Path | None, made_from: Any) -> None:
+        self.path, self.key = path, fingerprint(made_from) if path else ""
+        self._found: dict[int, list[str]] = {}
+        for line in path.read_bytes().split(b"\n") if path and path.exists() else []:
+            try:
+                row = json.loads(line)
+                if row["key"] == self.key:
+                    self._found[row["batch"]] = row["texts"]
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def texts(self, batch: int) -> list[str] | None:
+        return self._found.get(batch)
+
+    def add(self, batch: int, texts: list[str]) -> None:
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"key": self.key, "batch": batch, "texts": texts}, ensure_ascii=False)
+            with self.path.open("ab") as file:
+                file.write(f"\n{line}\n".encode())  # A line that was left unfinished ends at the first of the two.
+
+
+@contextmanager
+def _progress(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
+    """What to call with the number of prompts that are done; it shows a bar if the work goes on for a while."""
+    if title is None:
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    task, start = bar.add_task(escape(title), total=total), time.monotonic()
+
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+        if time.monotonic() - start >= PATIENCE:
+            bar.start()  # Nothing happens where it has started already.
+
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _batches(ids: Sequence[list[int]], context: int, generation: Generation) -> Iterator[tuple[list[int], int]]:

@@ -24,8 +24,11 @@ def token_losses(loaded: LoadedModel, rows: Sequence[Row]) -> list[tuple[float, 
     model = loaded.model
     was_training = model.training
     model.eval()
-    found = [(math.nan, 0)] * len(rows)
-    for chosen in _batches(rows, model.config.get_text_config().vocab_size):
+    found = [(0.0, 0)] * len(rows)
+    # Where there is one token, or none, there is nothing to predict.
+    worth = [i for i, row in enumerate(rows) if len(row["input_ids"]) > 1]
+    for batch_of in batches_of_rows([rows[i] for i in worth], model.config.get_text_config().vocab_size):
+        chosen = [worth[i] for i in batch_of]
         batch = right_padded([rows[i] for i in chosen], loaded.tokenizer.pad_token_id)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = next_token(batch.pop("labels"))
@@ -47,19 +50,26 @@ def completion_losses(loaded: LoadedModel, codec: Codec, completions: Sequence[t
     return [total / count if count else math.nan for total, count in token_losses(loaded, rows)]
 
 
+def text_losses(loaded: LoadedModel, texts: Sequence[str]) -> list[float]:
+    """Mean cross-entropy a token of each text by itself, cut to the model's context; NaN for one without tokens."""
+    losses = token_losses(loaded, _text_rows(loaded, texts, loaded.context))
+    return [total / count if count else math.nan for total, count in losses]
+
+
 def perplexity(loaded: LoadedModel, texts: Sequence[str], max_length: int) -> tuple[float, int]:
     """exp of the token-mean cross-entropy of texts, each cut to `max_length` tokens, and the number of tokens."""
-    rows = []
-    for text in texts:
-        ids = loaded.tokenizer(text, verbose=False)["input_ids"][:max_length]
-        if len(ids) > 1:
-            rows.append({"input_ids": ids, "labels": ids})
-    losses = token_losses(loaded, rows)
+    losses = token_losses(loaded, _text_rows(loaded, texts, max_length))
     tokens = sum(count for _, count in losses)
     return (math.exp(min(sum(total for total, _ in losses) / tokens, 700)) if tokens else math.nan), tokens
 
 
-def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
+def _text_rows(loaded: LoadedModel, texts: Sequence[str], max_length: int) -> list[Row]:
+    """Every token of a text is to be predicted, but its first."""
+    ids = [loaded.tokenizer(text, verbose=False)["input_ids"][:max_length] for text in texts]
+    return [{"input_ids": own, "labels": own} for own in ids]
+
+
+def batches_of_rows(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
     """Indices of the rows of each batch, longest first, so that batches hold little padding."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
     while order:
