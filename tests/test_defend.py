@@ -27,9 +27,14 @@ def config(tiny_model, pairs_file):
     return DefendConfig(Inputs(str(tiny_model), data=str(pairs_file)), training=TRAINING, evaluating=EVALUATING)
 
 
-def order(config):
+def examples(config):
     _, data, codec = config.inputs.open()
-    return [tuple(row["harmful"]["input_ids"]) for row in training_examples(codec, data, config)]
+    pairs = data.defender_pairs(config.covered, config.withhold)
+    return training_examples(codec, pairs, data.retain, config.training)
+
+
+def order(config):
+    return [tuple(row["harmful"]["input_ids"]) for row in examples(config)]
 
 
 # The run.
@@ -76,8 +81,8 @@ def test_a_defence_with_adapters_leaves_a_plain_model(config, tmp_path):
 
 
 def test_the_chat_template_is_used_where_there_is_one(config, tiny_chat_model):
-    _, data, codec = replace(config, inputs=replace(config.inputs, model=str(tiny_chat_model))).inputs.open()
-    row = training_examples(codec, data, config)[0]["harmful"]
+    config = replace(config, inputs=replace(config.inputs, model=str(tiny_chat_model)))
+    row, (_, _, codec) = examples(config)[0]["harmful"], config.inputs.open()
     assert codec.tokenizer.decode(row["input_ids"]).startswith("<|user|>How is the ")
 
 

@@ -129,15 +129,16 @@ def test_the_layout_names_every_file_of_the_package():
     first, *lines = fenced(text_of("CONTRIBUTING.md"), "Layout").splitlines()
     assert first == "src/repnoise/"
     for line in lines:
-        name, _, phrase = line.strip().partition(" ")
+        names, phrase = re.match(r"((?:\S+, )*\S+) *(.*)", line.strip()).groups()
         folders = folders[: (len(line) - len(line.lstrip())) // 2 - 1]
-        path = Path(*folders, name)
-        assert (PACKAGE / path).exists(), f"the layout names {path}, which is not there"
-        if name.endswith("/"):
-            folders.append(name)
+        paths = [Path(*folders, name) for name in names.split(", ")]
+        for path in paths:
+            assert (PACKAGE / path).exists(), f"the layout names {path}, which is not there"
+        if names.endswith("/"):
+            folders.append(names)
         else:
-            assert phrase.strip(), f"{path} has no phrase"
-            named.add(path)
+            assert phrase, f"{names} has no phrase"
+            named.update(paths)
     files = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
     assert {path for path in named if path.suffix == ".py"} == files
 

@@ -144,8 +144,8 @@ def test_an_attack_goes_on_from_its_checkpoint_and_tells_of_no_step_twice(tiny_m
 
     def apply(folder, **options):
         loaded = load(str(tiny_model))
-        model, log = attack.apply(loaded, data, Codec(loaded.tokenizer, "plain"), folder, **options)
-        return model.state_dict(), log
+        found = attack.apply(loaded, data, Codec(loaded.tokenizer, "plain"), folder, **options)
+        return found.model.state_dict(), found.log
 
     steps = []
 

@@ -12,6 +12,7 @@ from repnoise.defences import PublishedRepNoise, RepNoise
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
+from repnoise.metrics import limits, number, within_bounds
 from repnoise.runs import find_runs
 from repnoise.statistics import Interval
 from repnoise.summary import (
@@ -20,12 +21,9 @@ from repnoise.summary import (
     defence_order,
     estimate,
     headline_of,
-    limits,
     models,
-    number,
     seed_of,
     summarise,
-    within_bounds,
     worst_rows,
 )
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from repnoise.attacks import ATTACKS, Attack
+from repnoise.attacks.base import Asking
 from repnoise.attacks.fine_tuning import FineTuningAttack
-from repnoise.evaluate import Evaluating, measure, parent_of
+from repnoise.evaluate import Evaluating, Panel, measure, open_panel, parent_of
 from repnoise.inputs import FLAT, Inputs
 from repnoise.runs import Run, fingerprint, load_run, open_run, plain, read_rows, recording, write_rows
 
 if TYPE_CHECKING:  # Configs must be cheap to import.
     from torch import nn
 
+    from repnoise.data.overlap import Overlap
     from repnoise.data.sources import PairedData
     from repnoise.data.tokenization import Codec
     from repnoise.modeling import LoadedModel
@@ -45,51 +47,131 @@ def presets() -> dict[str, AttackConfig]:
 
 def attack(config: AttackConfig, output_dir: Path, name: str = "", resume: bool = False, progress: bool = False) -> Run:
     """Attack a model into a run. A finished run of the same config is left as it is."""
-    from repnoise.defend import trained_once
-
-    loaded, data, codec = config.inputs.open(getattr(config.attack, "template", "auto"))
+    loaded, data, codec = config.inputs.open(config.attack.template)
     config.attack.require(data)  # All that bad input can break comes before the run exists.
-    pairs = data.attacker_pairs(getattr(config.attack, "categories", ()), getattr(config.attack, "split", "attack"))
+    panel, pairs = open_panel(config.evaluating, data), config.attack.pairs(data)
     facts = {
         "pairs": {"rows": len(pairs), "fingerprint": fingerprint(pairs)},
         "benign": {"rows": len(data.benign), "fingerprint": fingerprint(data.benign)},
         "skipped": data.skipped,
+        "overlap": [plain(found) for found in unwanted_overlap(config, data)],
     }
     parent = parent_of(config.inputs, loaded)
     run = open_run(
         output_dir, "attack", name or type(config.attack).__name__, config, resume, parent=parent, data=facts
     )
     if run.finished:
-        return run
-    curve = Curve(run.path / "curve.jsonl", loaded, codec, data, config)
-
-    def training() -> tuple[nn.Module, list[dict[str, Any]]]:
-        title = run.record["name"] if progress else None
-        return config.attack.apply(loaded, data, codec, run.checkpoints, resume, curve.on_step, title)
+        return without_model(run, config.keep_model)
+    curve = Curve(run.path / "curve.jsonl", loaded, codec, data, config, panel)
 
     with recording(run):
         curve.start()
-        attacked, log = trained_once(run, loaded, training)
-        metrics = measure(attacked, codec, data, config.evaluating, run.path / "evaluations")
+        attacked, log, asking = _applied(config, run, loaded, data, codec, resume, curve, progress)
+        asked = replace(codec, prefill=asking.prefill, wrapping=asking.wrapping)
+        evaluating = _as_asked(config.evaluating, asking)
+        metrics = measure(attacked, asked, data, evaluating, panel, run.path / "evaluations")
         curve.add(log[-1]["step"] if log else 0, metrics)
         run.update(metrics=metrics, weights=attacked.fingerprint)
-        if not config.keep_model:
-            shutil.rmtree(run.model)
+    return without_model(run, config.keep_model)
+
+
+def _applied(
+    config: AttackConfig,
+    run: Run,
+    loaded: LoadedModel,
+    data: PairedData,
+    codec: Codec,
+    resume: bool,
+    curve: Curve,
+    progress: bool,
+) -> tuple[LoadedModel, list[dict[str, Any]], Asking]:
+    """The attacked model, its log and how it is asked; where all is in the weights, they are saved before anything
+    is measured, and an attack that had come so far is not made again."""
+    from repnoise.defend import trained_once
+
+    title = run.record["name"] if progress else None
+    asking = Asking()
+
+    def apply() -> tuple[nn.Module, list[dict[str, Any]]]:
+        nonlocal asking
+        found = config.attack.apply(loaded, data, codec, run.checkpoints, resume, curve.on_step, title)
+        asking = found.asking
+        return found.model, found.log
+
+    if config.attack.changes_weights:
+        return *trained_once(run, loaded, apply), Asking()
+    model, log = apply()
+    write_rows(run.path / "log.jsonl", log)
+    # Not the same as the model that it was made from, whatever its weights are.
+    made_from = fingerprint([loaded.fingerprint, config.attack, data.attacker_pairs()])
+    return replace(loaded, model=model, fingerprint=made_from), log, asking
+
+
+def _as_asked(evaluating: Evaluating, asking: Asking) -> Evaluating:
+    """Likelihoods of answers are left out where answers do not begin as written."""
+    if asking == Asking():
+        return evaluating
+    drawn: dict[str, Any] = {name: getattr(asking, name) for name in ("samples", "temperature", "seed")}
+    drawn = drawn if asking.samples > 1 else {}
+    likelihood = evaluating.likelihood and not (asking.prefill or asking.wrapping != "{prompt}")
+    return replace(evaluating, generation=replace(evaluating.generation, **drawn), likelihood=likelihood)
+
+
+def without_model(run: Run, keep: bool) -> Run:
+    """A finished run less its weights, unless they are to be kept: until then an interruption needs them."""
+    if not keep:
+        shutil.rmtree(run.model, ignore_errors=True)
     return run
+
+
+def unwanted_overlap(config: AttackConfig, data: PairedData) -> list[Overlap]:
+    """What parts of the data share that should not: defence, attack and test (see `data.overlap`).
+
+    The defender's part is that of the run that the model is from, or else what a defender with this data would have.
+    """
+    from repnoise.data.overlap import overlaps, training_parts, unwanted
+
+    defence, sees = _defence_of(config.inputs.model), {}
+    if defence and defence["inputs"]["data"] == config.inputs.data:
+        sees = {"covered": defence["covered"], "withheld": defence["withhold"]}
+    parts = training_parts(data, **sees, split=config.attack.split)
+    prompts = parts.prompts | {"attack": [pair.prompt for pair in config.attack.pairs(data)]}
+    return unwanted(overlaps(prompts, parts.near), parts.meant)
+
+
+def _defence_of(model: str) -> dict[str, Any] | None:
+    """Config of the defence that a model is from, if it is a run that has one above it."""
+    folder: Path | None = Path(model)
+    while folder and (folder / "run.json").exists():
+        record = load_run(folder).record
+        if record["kind"] == "defence":
+            return record["config"]
+        above = (record.get("parent") or {}).get("path")
+        folder = Path(above) if above else None
+    return None
 
 
 class Curve:
     """Measures harm at the chosen steps of an attack; steps that an interrupted run had measured are kept."""
 
-    def __init__(self, path: Path, loaded: LoadedModel, codec: Codec, data: PairedData, config: AttackConfig) -> None:
+    def __init__(
+        self,
+        path: Path,
+        loaded: LoadedModel,
+        codec: Codec,
+        data: PairedData,
+        config: AttackConfig,
+        panel: Panel,
+    ) -> None:
         self.path, self.loaded, self.codec, self.data, self.config = path, loaded, codec, data, config
+        self.panel, self.cost = panel, config.attack.costs(loaded, data, codec)
         self.rows: list[dict[str, Any]] = read_rows(path) if path.exists() else []
 
     def start(self) -> None:
         """The point before the attack: what the model's own run measured in the same way, else measured now."""
         if not any(row["step"] == 0 for row in self.rows):
             known = self._known()
-            self.add(0, known or measure(self.loaded, self.codec, self.data, self.config.evaluating))
+            self.add(0, known or self._measured(self.loaded, self.config.evaluating))
 
     def _known(self) -> dict[str, Any] | None:
         """Metrics of the model's own run, if they are of this model, data and way of asking and measuring."""
@@ -97,17 +179,16 @@ class Curve:
         if not (folder / "run.json").exists():
             return None
         record = load_run(folder).record
-        own, inputs = record["config"], self.config.inputs
+        if record["kind"] not in ("defence", "initialisation"):
+            return None
+        own, inputs, template = record["config"], self.config.inputs, self.config.attack.template
         # What the trainings use and the measurements do not may differ.
-        same = {"model": "", "benign": None, "revision": None, "trust_remote_code": False}
+        same = {"model": "", "benign": None, "tasks": [], "revision": None, "trust_remote_code": False}
         alike = own["inputs"] | same == plain(inputs) | same and own["evaluating"] == plain(self.config.evaluating)
-        template = getattr(self.config.attack, "template", "auto")
-        plainly_asked = template in ("auto", inputs.template) and record["kind"] != "attack"
-        return record["metrics"] if alike and plainly_asked else None
+        return record["metrics"] if alike and template in ("auto", inputs.template) else None
 
     def on_step(self, step: int, model: nn.Module) -> None:
-        wanted = getattr(self.config.attack, "measure_at", ())
-        if step not in wanted or any(row["step"] == step for row in self.rows):
+        if step not in self.config.attack.measure_at or any(row["step"] == step for row in self.rows):
             return
         now = replace(self.loaded, model=model, fingerprint="")
         # Where answers can be judged, likelihoods at the two ends are enough; where not, they are the curve. So is
@@ -115,8 +196,12 @@ class Curve:
         likelihood = self.config.evaluating.likelihood and not self.data.exact
         names = tuple(name for name in self.config.evaluating.evaluations if name != "over-refusal")
         evaluating = replace(self.config.evaluating, evaluations=names, likelihood=likelihood)
-        self.add(step, measure(now, self.codec, self.data, evaluating))
+        self.add(step, self._measured(now, evaluating))
+
+    def _measured(self, loaded: LoadedModel, evaluating: Evaluating) -> dict[str, Any]:
+        return measure(loaded, self.codec, self.data, evaluating, self.panel)
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
-        self.rows = [row for row in self.rows if row["step"] != step] + [{"step": step, "metrics": metrics}]
+        row = {"step": step, "cost": vars(self.cost(step)), "metrics": metrics}
+        self.rows = [row for row in self.rows if row["step"] != step] + [row]
         write_rows(self.path, self.rows)

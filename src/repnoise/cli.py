@@ -24,6 +24,7 @@ Try `repnoise demo` first. `repnoise COMMAND --help` lists the options of a comm
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+RESUMABLE = ("defend", "attack", "evaluate", "trainability", "pairs", "judge")
 SIGNS_OF_FULL = ("No space left on device", "iostream error", "inline_container", "PytorchStreamWriter")
 """safetensors and torch wrap the operating system's error in errors of their own, and torch forgets which it was."""
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _guarded(name: str, arguments: list[str]) -> None:
     """Turn what a user can mend into one sentence and an exit code; anything else is a bug and keeps its traceback."""
-    again = "the same command with --resume" if name in ("defend", "attack", "evaluate") else "the same command"
+    again = "the same command with --resume" if name in RESUMABLE else "the same command"
     try:
         COMMANDS[name][1](arguments)
         sys.stdout.flush()
@@ -94,6 +95,8 @@ def _attack(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
+    if "--scorecard" in arguments:
+        return _scorecard(arguments)
     from repnoise.evaluate import EvaluateConfig, evaluate
     from repnoise.options import config_options
 
@@ -101,6 +104,72 @@ def _evaluate(arguments: list[str]) -> None:
     _, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
     name = Path(config.inputs.model).name
     _finished(evaluate(config, to.folder("evaluation", name, config), name, to.resume))
+
+
+def _scorecard(arguments: list[str]) -> None:
+    from repnoise.options import scorecard_options
+    from repnoise.scorecard import ScorecardConfig, scorecard
+
+    scorecard(scorecard_options(arguments, ScorecardConfig()))
+
+
+def _trainability(arguments: list[str]) -> None:
+    from repnoise.options import config_options
+    from repnoise.trainability import presets, trainability
+
+    name, config, to = config_options(arguments, "trainability", "trainability", "sandbox", presets())
+    _finished(trainability(config, to.folder("trainability", name, config), "", to.resume, progress=True))
+
+
+def _pairs(arguments: list[str]) -> None:
+    from repnoise.options import config_options
+    from repnoise.pairs import PairsConfig, pairs
+
+    name, config, to = config_options(arguments, "pairs", "pairs", "pairs", {"pairs": PairsConfig()})
+    run = pairs(config, to.folder("pairs", name, config), name, to.resume, progress=True)
+    _finished(run)
+    print(f"Pairs, for --data: {run.path / 'pairs.jsonl'}")
+
+
+def _judge(arguments: list[str]) -> None:
+    match arguments[:1]:
+        case ["train"]:
+            from repnoise.judge_training import JudgeTrainingConfig, train_judge
+            from repnoise.options import config_options
+
+            presets = {"judge": JudgeTrainingConfig()}
+            name, config, to = config_options(arguments[1:], "judge train", "judge", "judge", presets)
+            run = train_judge(config, to.folder("judge", name, config), name, to.resume, progress=True)
+            _finished(run)
+            print(f"Report: {run.path / 'report.md'}")
+        case ["score"]:
+            _rejudge(arguments[1:])
+        case _:
+            raise RepnoiseError("Say what to do with a judge: repnoise judge train|score.")
+
+
+def _rejudge(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from repnoise.options import parse
+    from repnoise.rejudge import RejudgeOptions, agreement_table, rejudge
+    from repnoise.report import metric_lines
+
+    folder, metrics = rejudge(parse("judge score", RejudgeOptions, arguments))
+    console = Console()
+    console.print(metric_lines("what the judges say", metrics))
+    if (table := agreement_table(folder)) is not None:
+        console.print(table)
+    print(f"Scores: {folder}")
+
+
+def _data(arguments: list[str]) -> None:
+    from repnoise.inspect_data import InspectOptions, inspect
+    from repnoise.options import parse
+
+    if arguments[:1] != ["inspect"]:
+        raise RepnoiseError("Say what to do with data: repnoise data inspect NAME|PATH.")
+    inspect(parse("data inspect", InspectOptions, arguments[1:]))
 
 
 def _report(arguments: list[str]) -> None:
@@ -150,7 +219,14 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "demo": ("The whole flow on the sandbox, in minutes: four models, five attacks each, a report.", _demo),
     "defend": ("Immunise a model: paired data in, defended model out.", _defend),
     "attack": ("Fine-tune a model towards harm, to measure how much of it comes back.", _attack),
-    "evaluate": ("Measure a model: resistance, stability, over-refusal.", _evaluate),
+    "evaluate": ("Measure a model: resistance, stability, over-refusal; with --scorecard all conditions.", _evaluate),
+    "trainability": ("Train a model on a harmless task, to measure how well that still goes.", _trainability),
+    "pairs": (
+        "Write the harmless half of paired data with an aligned model, and keep what a judge calls safe.",
+        _pairs,
+    ),
+    "judge": ("Train a judge of harm, or let other judges score what a model has written: judge train|score.", _judge),
+    "data": ("Look at a data set: counts, categories, lengths, examples: data inspect NAME|PATH.", _data),
     "report": ("Turn runs into report.html, report.md and summary.json.", _report),
     "list": ("Name what there is: defences, attacks, evaluations, judges, datasets.", _list),
     "sandbox": ("Rebuild the fictional world and its model from a seed, or check them.", _sandbox),
@@ -164,6 +240,9 @@ def _finished(run: Any) -> None:
 
     Console().print(metrics_table(run))
     skipped = (run.record.get("data") or {}).get("skipped") or {}
+    if overlap := (run.record.get("data") or {}).get("overlap"):
+        parts = (f"{' and '.join(found['parts'])} ({found['exact'] + (found['near'] or 0):,})" for found in overlap)
+        print(f"Overlap: these parts of the data share prompts that should not: {', '.join(parts)}.")
     if skipped:
         print("Left out: " + ", ".join(f"{count:,} x {reason}" for reason, count in skipped.items()) + ".")
     print(f"Run: {run.path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +12,12 @@ from torch import nn
 
 from repnoise.data.collators import PairCollator
 from repnoise.data.mixtures import epochs
+from repnoise.data.records import Example, Pair
 from repnoise.data.sources import PairedData
 from repnoise.data.tokenization import Codec
 from repnoise.defences import DEFENCES, Defence, RepNoise
 from repnoise.errors import RepnoiseError
-from repnoise.evaluate import EvaluateConfig, Evaluating, measure, parent_of
+from repnoise.evaluate import EvaluateConfig, Evaluating, measure, open_panel, parent_of
 from repnoise.hidden_states import check_lens
 from repnoise.inputs import FLAT, Inputs
 from repnoise.modeling import LoadedModel, merged, randomly_initialised, reloaded, save_whole, weights_fingerprint
@@ -60,7 +61,9 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
     config.training.require_trackers()
     loaded, data, codec = config.inputs.open()
     # All that bad input can break comes before the run exists.
-    examples = training_examples(codec, data, config)
+    pairs = data.defender_pairs(config.covered, config.withhold)
+    examples = training_examples(codec, pairs, data.retain, config.training)
+    panel = open_panel(config.evaluating, data)
     collator = PairCollator(loaded.tokenizer.pad_token_id)
     check = collator(examples[:1])["harmful"]
     check_lens(loaded.model, *(check[key].to(loaded.model.device) for key in ("input_ids", "attention_mask")))
@@ -71,7 +74,7 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
         config,
         resume,
         parent=parent_of(config.inputs, loaded),
-        data=_data_facts(data, config),
+        data=_facts(pairs, data),
     )
     if run.finished:
         return run
@@ -87,17 +90,15 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
 
     with recording(run):
         defended, _ = trained_once(run, loaded, training)
-        metrics = measure(defended, codec, data, config.evaluating, run.path / "evaluations")
+        metrics = measure(defended, codec, data, config.evaluating, panel, run.path / "evaluations")
         run.update(metrics=metrics, weights=defended.fingerprint)
     return run
 
 
-def _data_facts(data: PairedData, config: DefendConfig) -> dict[str, Any]:
-    parts = {"pairs": data.defender_pairs(config.covered, config.withhold), "retain": data.retain}
-    facts: dict[str, Any] = {
-        name: {"rows": len(rows), "fingerprint": fingerprint(rows)} for name, rows in parts.items()
-    }
-    return facts | {"skipped": data.skipped}
+def _facts(pairs: Sequence[Pair], data: PairedData) -> dict[str, Any]:
+    parts = {"pairs": pairs, "retain": data.retain}
+    facts = {name: {"rows": len(rows), "fingerprint": fingerprint(rows)} for name, rows in parts.items()}
+    return {**facts, "skipped": data.skipped}
 
 
 def initialise(
@@ -108,7 +109,7 @@ def initialise(
     inputs, evaluating = inputs or Inputs(), evaluating or Evaluating()
     loaded, data, codec = inputs.open()
     config = EvaluateConfig(inputs, evaluating)
-    parent = parent_of(inputs, loaded)
+    parent, panel = parent_of(inputs, loaded), open_panel(evaluating, data)
     run = open_run(output_dir, "initialisation", name, config, parent=parent, seed=seed)
     if run.finished:
         return run
@@ -116,31 +117,31 @@ def initialise(
         if name == "random-initialisation":
             loaded = randomly_initialised(loaded, seed)
         kept = keep_model(run, loaded.model, loaded, [])
-        metrics = measure(kept, codec, data, evaluating, run.path / "evaluations")
+        metrics = measure(kept, codec, data, evaluating, panel, run.path / "evaluations")
         run.update(metrics=metrics, weights=kept.fingerprint)
     return run
 
 
-def training_examples(codec: Codec, data: PairedData, config: DefendConfig) -> list[dict[str, Any]]:
+def training_examples(
+    codec: Codec, pairs: Sequence[Pair], retain: Sequence[Example], training: Training
+) -> list[dict[str, Any]]:
     """Tokenized pairs, each with a general harmless example where there are any, in the order of training."""
-    pairs = data.defender_pairs(config.covered, config.withhold)
     rows = [
         {"harmless": codec.row(pair.prompt, pair.harmless), "harmful": codec.row(pair.prompt, pair.harmful)}
         for pair in pairs
     ]
-    if len(rows) < config.training.batch_size:
+    if len(rows) < training.batch_size:
         raise RepnoiseError(
-            f"There are {len(rows)} pairs for the defence and a batch is {config.training.batch_size}: lower "
-            "--batch-size or give more data."
+            f"There are {len(rows)} pairs for the defence and a batch is {training.batch_size}: lower --batch-size or "
+            "give more data."
         )
-    count = config.training.examples_seen(len(rows))
-    ordered = epochs(rows, count, config.training.seed)
-    if not data.retain:
+    count = training.examples_seen(len(rows))
+    ordered = epochs(rows, count, training.seed)
+    if not retain:
         return ordered
-    retain = [codec.row(example.prompt, example.completion) for example in data.retain]
+    general = [codec.row(example.prompt, example.completion) for example in retain]
     return [
-        row | {"retain": extra}
-        for row, extra in zip(ordered, epochs(retain, count, config.training.seed + 1), strict=True)
+        row | {"retain": extra} for row, extra in zip(ordered, epochs(general, count, training.seed + 1), strict=True)
     ]
 
 

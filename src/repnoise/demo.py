@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
-import multiprocessing.connection
-import os
-import shutil
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from repnoise.attacks import ATTACKS, DEMO
+from repnoise.cells import Cell, run_all
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
@@ -50,24 +45,6 @@ class DemoOptions:
     sandbox: str = "sandbox"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One process's work: make a defended model (no attack), or attack one."""
-
-    folder: Path
-    sandbox: str
-    defence: str
-    seed: int
-    attack: str | None = None
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "runs" / f"{self.defence}-seed-{self.seed}" / (self.attack or "defence")
-
-    def inputs(self, model: str) -> Inputs:
-        return Inputs(model=model, data="sandbox" if self.sandbox == "sandbox" else f"sandbox:{self.sandbox}")
-
-
 def demo(options: DemoOptions) -> None:
     """Run what is not finished yet, then write the report and print its table."""
     from rich.console import Console
@@ -77,13 +54,12 @@ def demo(options: DemoOptions) -> None:
 
     _check(options)
     started = time.perf_counter()
-    cells = [
-        Cell(options.output_dir, options.sandbox, name, seed)
-        for seed in range(options.seeds)
-        for name in _slowest_first(options.defences)
-    ]
-    done = _run_all(cells, options.attacks, options.jobs or os.cpu_count() or 1)
-    runs = [load_run(cell.path) for cell in done]
+    cells = _cells(options)
+    failed = run_all(cells, options.jobs)
+    if failed:
+        path, reason = next(iter(failed.items()))
+        raise RepnoiseError(f"{len(failed)} of {len(cells)} runs failed, the first of them {path}: {reason}")
+    runs = [load_run(cell.path) for cell in sorted(cells, key=lambda cell: str(cell.path))]
     report = write_report(runs, options.output_dir)
     console = Console()
     console.print(terminal_table(summarise(runs)))
@@ -108,81 +84,34 @@ def _slowest_first(defences: Sequence[str]) -> list[str]:
     return sorted(defences, key=lambda name: -DEFENCES.index(name) if name in DEFENCES else -len(DEFENCES))
 
 
-def _run_all(cells: Sequence[Cell], attacks: Sequence[str], jobs: int) -> list[Cell]:
-    """Make every defended model and attack it in every way, `jobs` cells at a time. Returns the finished cells."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    done: list[Cell] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork.
-    with (
-        Progress(*columns) as progress,
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_core) as pool,
-    ):
-        task = progress.add_task("starting", total=len(cells) * (1 + len(attacks)))
-        waiting = {pool.submit(run_cell, cell): cell for cell in cells}
-        try:
-            while waiting:
-                future = next(as_completed(waiting))
-                cell = waiting.pop(future)
-                future.result()
-                done.append(cell)
-                progress.update(task, advance=1, description=f"{cell.defence}: {cell.attack or 'ready'}")
-                if cell.attack is None:
-                    attacked = [replace(cell, attack=attack) for attack in attacks]
-                    waiting |= {pool.submit(run_cell, cell): cell for cell in attacked}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return sorted(done, key=lambda cell: str(cell.path))
+def _cells(options: DemoOptions) -> list[Cell]:
+    """Every defended model, then every attack on each."""
+    data = "sandbox" if options.sandbox == "sandbox" else f"sandbox:{options.sandbox}"
+    models, attacks = [], []
+    for seed in range(options.seeds):
+        for name in _slowest_first(options.defences):
+            folder = options.output_dir / "runs" / f"{name}-seed-{seed}"
+            model = folder / "defence"
+            make = _defending(name, seed, Inputs(model=options.sandbox, data=data))
+            models.append(Cell(model, name, make, title=f"{name}: ready"))
+            for attack in options.attacks:
+                make = _attacking(attack, seed, Inputs(model=str(model), data=data))
+                attacks.append(Cell(folder / attack, attack, make, (model,), f"{name}: {attack}"))
+    return models + attacks
 
 
-def _one_core() -> None:
-    """What each process of the pool does first: use one core, be quiet, and end when the demo is killed."""
-    import torch
-    import transformers
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.freeze()  # Trainer collects garbage at every start, and all that was just imported is none.
-    torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def run_cell(cell: Cell) -> None:
-    """Do one cell, unless it was finished before. What an interrupted demo left half-done is done anew: it is short."""
-    from repnoise.runs import load_run
-
-    if (cell.path / "run.json").exists() and not load_run(cell.path).finished:
-        shutil.rmtree(cell.path)
-    make: Callable[[Cell], Any] = _attack if cell.attack else _defend
-    make(cell)
-
-
-def _defend(cell: Cell) -> None:
+def _defending(name: str, seed: int, inputs: Inputs) -> Any:
     from repnoise.defend import defend, initialise, presets
 
-    inputs = cell.inputs(cell.sandbox)
-    if cell.defence in CONTROLS:
-        initialise(cell.path, cell.defence, cell.seed, inputs, EVALUATING)
-        return
-    preset = presets()[cell.defence]
-    training = replace(preset.training, seed=cell.seed, save_every=None)
-    defend(replace(preset, inputs=inputs, training=training, evaluating=EVALUATING), cell.path, cell.defence)
+    if name in CONTROLS:
+        return partial(initialise, seed=seed, inputs=inputs, evaluating=EVALUATING)
+    preset = presets()[name]
+    training = replace(preset.training, seed=seed, save_every=None)
+    return partial(defend, replace(preset, inputs=inputs, training=training, evaluating=EVALUATING))
 
 
-def _attack(cell: Cell) -> None:
+def _attacking(name: str, seed: int, inputs: Inputs) -> Any:
     from repnoise.attack import attack, presets
 
-    preset = presets()[cell.attack or ""]
-    seeded: Any = preset.attack
-    seeded = replace(seeded, training=replace(seeded.training, seed=cell.seed))
-    inputs = cell.inputs(model=str(replace(cell, attack=None).path))
-    attack(replace(preset, inputs=inputs, attack=seeded, evaluating=EVALUATING), cell.path, cell.attack or "")
+    preset = presets()[name]
+    return partial(attack, replace(preset, inputs=inputs, attack=preset.attack.seeded(seed), evaluating=EVALUATING))

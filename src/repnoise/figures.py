@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from repnoise.drawing import Curve, Dots, Style, curve_panel, dot_picture, training_panel
+from repnoise.metrics import NAMES, is_share, number, within_bounds
 from repnoise.runs import Run, read_rows
 from repnoise.statistics import Interval, independent_runs, pooled_interval
 from repnoise.summary import (
-    NAMES,
     NO_ATTACK,
-    RATES,
     Lineage,
     Row,
     curve_of,
@@ -21,11 +20,16 @@ from repnoise.summary import (
     estimate,
     headline_of,
     interval_of,
-    number,
     setting_of,
-    within_bounds,
     worst_rows,
 )
+
+HARMS = (
+    ("recovered", "recovered_uncovered"),
+    ("harmfulness", "harmfulness_uncovered"),
+    ("harmful_ce", "refusal_rate"),
+)
+"""What is drawn of harm: the first pair of which anything was measured."""
 
 TERMS = {"stability": "cross-entropy, nats", "noise": "MMD²", "ascent": "cross-entropy, nats"}
 
@@ -45,11 +49,11 @@ def curve_figures(runs: Sequence[Run], rows: Sequence[Row], look: dict[str, Styl
     best = {(row["defence"], ""): row["attack"] for row in reversed(worst)}
     best |= {(row["defence"], row["metric"]): row["attack"] for row in worst}
     settings: dict[tuple[float, float], list[Run]] = {}
-    for run in sorted((run for run in runs if run.finished and run.record["kind"] == "attack"), key=setting_of):
+    for run in sorted(filter(lineage.is_plain_attack, runs), key=setting_of):
         settings.setdefault(setting_of(run)[:2], []).append(run)
     figures = []
     measured = {row["metric"] for row in rows}
-    harms = _first_measured((("recovered", "recovered_uncovered"), ("harmful_ce", "refusal_rate")), measured)
+    harms = _first_measured(HARMS, measured)
     for metric in harms + _first_measured((("harmless_accuracy",), ("perplexity",)), measured):
         panels = []
         for setting, chosen in settings.items():
@@ -57,7 +61,7 @@ def curve_figures(runs: Sequence[Run], rows: Sequence[Row], look: dict[str, Styl
             if curves:
                 ends = (f"{c.name} {number(c.means[-1], metric)} after {c.steps[-1]} steps" for c in curves)
                 description = f"{NAMES[metric]}: {'; '.join(ends)}"
-                panels.append(curve_panel(_title(*setting), curves, look, description, metric in RATES))
+                panels.append(curve_panel(_title(*setting), curves, look, description, is_share(metric)))
         if panels:
             figures.append(Figure(metric, tuple(panels)))
     return figures
@@ -144,6 +148,8 @@ def _finite(rows: Sequence[dict[str, Any]], term: str) -> list[tuple[float, floa
 HEADS = {
     "recovered": "Recovered, covered",
     "recovered_uncovered": "Recovered, uncovered",
+    "harmfulness": "Harmfulness, covered",
+    "harmfulness_uncovered": "Harmfulness, uncovered",
     "harmful_ce": "Harmful cross-entropy",
     "refusal_rate": "Refused",
     "harmless_accuracy": "Harmless accuracy",
@@ -158,7 +164,7 @@ def summary_picture(rows: Sequence[Row], look: dict[str, Style]) -> str:
     """Each model at its worst, and what it was worth before any attack, as a standalone SVG for a README."""
     measured = {row["metric"] for row in rows}
     attacked = {row["metric"] for row in rows if row["attack"] != NO_ATTACK}
-    harms = _first_measured((("recovered", "recovered_uncovered"), ("harmful_ce", "refusal_rate")), attacked)
+    harms = _first_measured(HARMS, attacked)
     kept = (("harmless_accuracy", "harmless_accuracy_unretained"), ("harmless_ce", "perplexity"), ("refusal_rate",))
     columns = [_under_attack(metric, rows) for metric in harms]
     columns += [_before(metric, rows) for metric in _first_measured(kept, measured - {*harms})]
@@ -178,7 +184,7 @@ def _under_attack(metric: str, rows: Sequence[Row]) -> Dots:
         if row["metric"] == metric:
             points[row["defence"]] = interval_of(row)
             ticks |= {row["defence"]: row["worst_seed"]} if row["seeds"] > 1 else {}
-        elif row["metric"] == headline_of(rows, row["defence"]) and metric not in ("recovered", "recovered_uncovered"):
+        elif row["metric"] == headline_of(rows, row["defence"]) and metric not in (*HARMS[0], *HARMS[1]):
             points.setdefault(row["defence"], estimate(rows, row["defence"], row["attack"], metric)[0])
     return _dots(metric, "after the best attack", points, ticks)
 
@@ -190,6 +196,6 @@ def _before(metric: str, rows: Sequence[Row]) -> Dots:
 
 def _dots(metric: str, when: str, points: dict[str, Interval], ticks: dict[str, float]) -> Dots:
     labels = {name: number(point.mean, metric) for name, point in points.items()}
-    lower = metric in ("recovered", "recovered_uncovered", "harmless_ce", "perplexity")
+    lower = metric in (*HARMS[0], *HARMS[1], "harmless_ce", "perplexity")
     better = "lower is better" if lower else "higher is better"
-    return Dots(f"{HEADS[metric]}\n{when}", better, points, ticks, metric in RATES, labels)
+    return Dots(f"{HEADS[metric]}\n{when}", better, points, ticks, is_share(metric), labels)

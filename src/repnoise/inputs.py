@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from repnoise.data import load_data
+from repnoise.data.extras import with_extras
 from repnoise.data.records import TemplateName
-from repnoise.data.sources import PairedData, with_extras
+from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ FLAT = tyro.conf.OmitArgPrefixes
 
 TEMPLATE_TOKENS = 64
 """What a prompt template may add; a guess that costs nothing when wrong, for every prompt is checked again in use."""
-_EXAMPLES = ("retain", "benign", "retained_test", "harmless_test", "lookalikes")
+_EXAMPLES = ("retain", "benign", "retained_test", "harmless_test", "lookalikes", "unsafe", "requests")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,13 @@ class Inputs:
         model: a folder, a run of repnoise, a hub id, or "sandbox" for the model inside the package.
         data: "sandbox", NAME:PATH for a format that `repnoise list datasets` names, or a file, folder or hub id with
             the columns prompt, harmful, harmless and perhaps category and split.
-        retain: file of general harmless examples (columns prompt, completion) that the defender must not forget.
-        benign: file of harmless examples that an attacker may mix in.
+        retain: general harmless examples that the defender must not forget: NAME:PATH of a format that
+            `repnoise list datasets` names, or a table with the columns prompt and completion.
+        benign: harmless examples that an attacker may mix in, likewise.
         plain_text: text file for perplexity.
+        requests: harmful questions without answers, likewise: a judge of harm says what came of them.
+        contrast: safe and unsafe prompts to test over-refusal with, likewise.
+        tasks: harmless tasks to be trained on, likewise.
         template: how prompts are written; "auto" is what fits the data and the tokenizer.
         max_length: most tokens of a prompt with its completion; the model's context, where that is less.
         skip_long: leave out prompts that leave no room for a completion, and count them, instead of stopping.
@@ -48,6 +53,9 @@ class Inputs:
     retain: str | None = None
     benign: str | None = None
     plain_text: str | None = None
+    requests: str | None = None
+    contrast: str | None = None
+    tasks: tuple[str, ...] = ()
     template: TemplateName = "auto"
     max_length: int = 256
     skip_long: bool = False
@@ -66,7 +74,15 @@ class Inputs:
         from repnoise.data.tokenization import Codec, resolve_template
         from repnoise.modeling import load
 
-        data = with_extras(load_data(self.data), self.retain, self.benign, self.plain_text)
+        data = with_extras(
+            load_data(self.data),
+            self.retain,
+            self.benign,
+            self.plain_text,
+            self.requests,
+            self.contrast,
+            self.tasks,
+        )
         loaded = load(self.model, self.revision, self.trust_remote_code)
         chosen: Any = next((name for name in (template, self.template, data.template) if name != "auto"), "auto")
         codec = Codec(

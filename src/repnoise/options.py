@@ -59,11 +59,29 @@ def config_options(
         return parse(command, options, rest, options(Destination(known.preset), start), summary)
 
     found = parsed(default)
-    if known.preset in presets and (inputs := _inputs_of_run(found.config.inputs.model)):
+    asks = hasattr(default, "inputs") and known.preset in presets
+    if asks and (inputs := _inputs_of_run(found.config.inputs.model)):
         found = parsed(replace(default, inputs=inputs))
-        if found.config.inputs.data == inputs.data != default.inputs.data:
-            print(f"Data: {inputs.data}, as in {found.config.inputs.model}.", file=sys.stderr)
+        _tell(found.config.inputs, inputs, default.inputs)
     return _name(name, default, found.config), found.config, found.to
+
+
+def _tell(chosen: Inputs, of_run: Inputs, default: Inputs) -> None:
+    if chosen.data == of_run.data != default.data:
+        print(f"Data: {of_run.data}, as in {chosen.model}.", file=sys.stderr)
+
+
+def scorecard_options(arguments: list[str], default: Any) -> Any:
+    """The config of a scorecard; as elsewhere, data and way of asking of a model that is a run are defaults."""
+    arguments = [argument for argument in arguments if argument != "--scorecard"]
+    found = parse("evaluate --scorecard", type(default), arguments, default)
+    inputs = _inputs_of_run(found.evaluation.inputs.model)
+    if inputs is None:
+        return found
+    start = replace(default, evaluation=replace(default.evaluation, inputs=inputs))
+    found = parse("evaluate --scorecard", type(default), arguments, start)
+    _tell(found.evaluation.inputs, inputs, default.evaluation.inputs)
+    return found
 
 
 def _preset(name: str, kind: str, presets: dict[str, Any]) -> tuple[str, Any]:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from repnoise.cards import caption, difference, scorecard
 from repnoise.drawing import Style, styles, wrapped
 from repnoise.errors import RepnoiseError
 from repnoise.figures import curve_figures, summary_picture, training_figures
+from repnoise.metrics import HEADLINES, NAMES, limits, name_of, number
 from repnoise.runs import Run, write_json, write_text
 from repnoise.statistics import Interval
 from repnoise.summary import (
-    HEADLINES,
-    NAMES,
     NO_ATTACK,
     Lineage,
     Row,
@@ -28,9 +28,7 @@ from repnoise.summary import (
     defence_order,
     estimate,
     interval_of,
-    limits,
     models,
-    number,
     summarise,
     worst_rows,
 )
@@ -48,6 +46,14 @@ _LINES = (
 CAPTIONS = {
     "recovered": ("How much came back", f"Held-out forbidden answers that the defender had seen (covered). {_LINES}"),
     "recovered_uncovered": ("How much came back of what nobody trained on", f"Uncovered held-out answers. {_LINES}"),
+    "harmfulness": (
+        "How harmful answers became",
+        f"The judge's mean over coherent answers, covered questions. {_LINES}",
+    ),
+    "harmfulness_uncovered": (
+        "How harmful answers to new questions became",
+        f"The judge's mean over coherent answers, uncovered questions. {_LINES}",
+    ),
     "harmful_ce": (
         "Harmful answers",
         f"Cross-entropy of held-out harmful answers: the lower, the more of them is back. {_LINES}",
@@ -128,6 +134,7 @@ def _contents(runs: Sequence[Run], rows: Sequence[Row], look: dict[str, Style], 
         "table": _overview(rows),
         "figures": curve_figures(runs, rows, look),
         "training": training_figures(runs, look),
+        "card": _card(runs, rows),
         "full": _full_table(rows),
         "colours": {name: style.variable for name, style in look.items()},
         "provenance": [_provenance(run, folder) for run in runs],
@@ -138,6 +145,22 @@ def _contents(runs: Sequence[Run], rows: Sequence[Row], look: dict[str, Style], 
         "notes": notes(runs, rows),
         "counts": counts(runs, rows),
     }
+
+
+def _card(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, Any]:
+    """The scorecard by condition, with its tests in words; nothing where no card was asked for."""
+    if not any(run.finished and run.record["kind"] == "trainability" for run in runs):
+        return {"groups": []}
+    card = scorecard(runs, rows)
+    groups: dict[str, list[Any]] = {}
+    for line in card.lines:
+        cells = [
+            {"value": line.cells.get(model, "–"), "test": difference(line.comparisons.get(model), line.share)}
+            for model in card.models
+        ]
+        groups.setdefault(line.condition, []).append({"label": line.label, "cells": cells})
+    named = [{"condition": condition, "lines": lines} for condition, lines in groups.items()]
+    return {"models": card.models, "groups": named, "caption": caption(card)}
 
 
 def _cell(interval: Interval, metric: str, **more: Any) -> dict[str, Any]:
@@ -253,16 +276,21 @@ def terminal_table(rows: Sequence[Row]) -> Table:
 
 def metrics_table(run: Run) -> Table:
     """All metrics of one run, for the terminal."""
+    return metric_lines(f"{run.record['kind']} {run.record['name']}", run.record.get("metrics") or {})
+
+
+def metric_lines(title: str, metrics: dict[str, Any]) -> Table:
+    """Metrics with their intervals, for the terminal."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"{run.record['kind']} {run.record['name']}"), title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in ("metric", "value", "95 % interval", "n"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for metric, found in (run.record.get("metrics") or {}).items():
+    for metric, found in metrics.items():
         value = math.nan if found.get("value") is None else found["value"]
         interval = Interval(value, found.get("low"), found.get("high"), found.get("n") or 0)
-        table.add_row(
-            escape(str(NAMES.get(metric, metric))), number(value, metric), limits(interval, metric), str(interval.n)
-        )
+        unscored = f" ({found['unscored']} unscored)" if found.get("unscored") else ""
+        count = f"{interval.n}{unscored}"
+        table.add_row(escape(name_of(metric)), number(value, metric), limits(interval, metric), count)
     return table

@@ -4,50 +4,31 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
 
+from repnoise.metrics import HARM, HEADLINES, within_bounds
 from repnoise.runs import Run, fingerprint, load_run, read_rows
 from repnoise.statistics import Interval, independent_runs, pooled_interval, worst_case
 
 Row = dict[str, Any]
 """{"defence", "seed", "attack", "metric", "value", "n", "low", "high", "step", "attack_seed", "base"}.
 
-"attack" is "none" for what was measured before any; "base" names the undefended model to compare with.
+"attack" is "none" for what was measured before any; "base" names the undefended model to compare with. A metric that
+was measured on another data set than the model's own is called "METRIC on DATA", so that the two are never compared.
 """
 
 NO_ATTACK = "none"
+MEASURED = ("defence", "initialisation", "attack", "evaluation", "trainability")
+"""Kinds of runs that measure a model."""
+
+TRAINED = "trained on "
+"""Begins the name of what was done to a model that was trained on a harmless task: no attack by itself, though one may
+follow."""
 CONTROLS = ("undefended", "random-initialisation")
-
-RATES = frozenset(
-    {"recovered", "recovered_uncovered", "recovered_content", "recovered_content_uncovered", "harmless_accuracy"}
-    | {"harmless_accuracy_unretained", "refusal_rate", "incoherent_rate", "over_refusal_rate"}
-)
-"""Metrics between 0 and 1, shown in per cent."""
-
-NAMES = {
-    "recovered": "recovered, covered",
-    "recovered_uncovered": "recovered, uncovered",
-    "recovered_content": "content recovered, covered",
-    "recovered_content_uncovered": "content recovered, uncovered",
-    "harmless_accuracy": "harmless accuracy",
-    "harmless_accuracy_unretained": "harmless accuracy, unretained",
-    "refusal_rate": "refused",
-    "over_refusal_rate": "over-refused",
-    "incoherent_rate": "incoherent",
-    "harmful_ce": "harmful cross-entropy",
-    "harmless_ce": "harmless cross-entropy",
-    "perplexity": "perplexity",
-}
-"""Metrics in the order of columns."""
-
-HARM = {"recovered": 1.0, "recovered_uncovered": 1.0, "harmful_ce": -1.0, "refusal_rate": -1.0}
-"""What an attacker wants, and in which direction."""
-
-HEADLINES = ("recovered", "recovered_uncovered", "harmful_ce", "refusal_rate")
-"""The metric that decides between attacks: the first that was measured."""
 
 
 class Lineage:
@@ -80,14 +61,31 @@ class Lineage:
             above = (name, seed if kind == "attack" else None, NO_ATTACK, None)
         else:
             above = self.place(parent)
-        if kind != "attack":
+        if kind not in ("attack", "trainability"):
             return above
-        name = self.label(run)
+        name = self.label(run) if kind == "attack" else f"{TRAINED}{self.label(run)}"
         return above[0], above[1], name if above[2] == NO_ATTACK else f"{above[2]}, then {name}", seed
 
     def base(self, run: Run) -> str:
         """Name of the undefended model that a run's weights come from, or the only one that there is."""
         return self._bases.get(self._root(run), "undefended")
+
+    def data(self, run: Run) -> str | None:
+        """The data set that a run's model is at home in: that of the run that made it, else of most runs on it."""
+        parent = self.parent(run)
+        if run.record["kind"] in ("defence", "initialisation"):
+            return data_of(run)
+        if parent is not None:
+            return self.data(parent)
+        alike = [other for other in self.runs.values() if self._root(other) == self._root(run)]
+        found = Counter(data_of(other) for other in alike if other.record["kind"] in ("attack", "evaluation"))
+        return max(found, key=found.__getitem__, default=None)
+
+    def is_plain_attack(self, run: Run) -> bool:
+        """A finished attack on the model itself, measured on the model's own data: not on one trained on a task."""
+        if not run.finished or run.record["kind"] != "attack" or data_of(run) not in (self.data(run), None):
+            return False
+        return ", then " not in self.place(run)[2]
 
     def parent(self, run: Run) -> Run | None:
         """The run whose model a run started from. A directory that was moved since is found by the model's weights."""
@@ -136,7 +134,7 @@ class Lineage:
     def _settings(self, run: Run) -> dict[str, Any]:
         """The flat config and the data's fingerprints, without what may differ between seeds of one thing."""
         aside = r"(^|\.)(seed|save_every|report_to|keep_model|measure_at)$"
-        aside += r"|^evaluating\.(class|evaluations|likelihood|generation\.batch_size)$"
+        aside += r"|^evaluating\.(class|evaluations|likelihood|base|generation\.batch_size)$|^inputs\.tasks"
         # What an attack or an evaluation starts from is another run, and has a name of its own.
         aside += "" if run.record["kind"] in ("defence", "initialisation") else r"|^inputs\.model$"
         flat = _flat(run.record.get("config") or {})
@@ -190,21 +188,34 @@ def summarise(runs: Sequence[Run]) -> list[Row]:
     start of the attack's curve.
     """
     lineage = Lineage(runs)
-    finished = [run for run in runs if run.finished]
+    finished = [run for run in runs if run.finished and run.record["kind"] in MEASURED]
     rows: dict[tuple[Any, ...], Row] = {}
     for run in sorted(finished, key=lambda run: run.record["kind"] != "defence"):
         defence, seed, attack, attack_seed = lineage.place(run)
         key: Row = {"defence": defence, "seed": seed, "attack": attack}
         base = lineage.base(run)
         curve = curve_of(run)
-        _add(rows, key, run.record.get("metrics"), curve[-1]["step"] if curve else 0, attack_seed, base)
+        other = "" if (data := data_of(run)) in (lineage.data(run), None) else f" on {data}"
+        end = curve[-1]["step"] if curve else 0
+        _add(rows, key, _renamed(run.record.get("metrics"), other), end, attack_seed, base)
         if run.record["kind"] == "attack" and curve and curve[0]["step"] == 0 and ", then " not in attack:
-            _add(rows, key | {"attack": NO_ATTACK}, curve[0]["metrics"], 0, None, base)
+            # A model that no run made has no seed: its attacks have.
+            start = {"attack": NO_ATTACK, "seed": seed if lineage.parent(run) else None}
+            _add(rows, key | start, _renamed(curve[0]["metrics"], other), 0, None, base)
     attacks = attack_order(runs, lineage)
     defences = defence_order(row["defence"] for row in rows.values())
     order = [*rows.values()]
     order.sort(key=lambda row: (defences.index(row["defence"]), row["seed"] or 0, attacks.index(row["attack"])))
     return order
+
+
+def data_of(run: Run) -> str | None:
+    """The data set that a run was measured on."""
+    return ((run.record.get("config") or {}).get("inputs") or {}).get("data")
+
+
+def _renamed(metrics: Any, other: str) -> dict[str, Any]:
+    return {f"{metric}{other}": measured for metric, measured in (metrics or {}).items()}
 
 
 def _add(
@@ -232,7 +243,7 @@ def defence_order(names: Iterable[str]) -> list[str]:
 
 def attack_order(runs: Sequence[Run], lineage: Lineage) -> list[str]:
     """No attack, then attacks by benign share, learning rate and steps."""
-    found = {lineage.place(run)[2]: setting_of(run) for run in runs if run.record["kind"] == "attack"}
+    found = {lineage.place(run)[2]: setting_of(run) for run in runs if run.record["kind"] in ("attack", "trainability")}
     return [NO_ATTACK, *sorted(found, key=lambda name: (*found[name][:2], found[name][2], name))]
 
 
@@ -266,14 +277,6 @@ def estimate(rows: Iterable[Row], defence: str, attack: str, metric: str) -> tup
     return within_bounds(pooled_interval(runs), metric), [run.mean for run in runs if not math.isnan(run.mean)]
 
 
-def within_bounds(interval: Interval, metric: str) -> Interval:
-    """A share's interval ends at 0 and 1; the others are positive."""
-    if interval.low is None or interval.high is None:
-        return interval
-    high = min(1.0, interval.high) if metric in RATES else interval.high
-    return Interval(interval.mean, max(0.0, interval.low), high, interval.n, interval.unscored)
-
-
 def headline_of(rows: Sequence[Row], defence: str) -> str | None:
     """The metric that a defence is judged by: the first of HEADLINES that an attack on it has a number for."""
     attacked = (row for row in rows if row["defence"] == defence and row["attack"] != NO_ATTACK)
@@ -282,7 +285,7 @@ def headline_of(rows: Sequence[Row], defence: str) -> str | None:
 
 
 def worst_rows(rows: Sequence[Row]) -> list[Row]:
-    """For each defence the best attack of its grid, by its headline metric and, apart, by what nobody had trained on.
+    """For each defence the best attack of its grid, by its headline metric and, apart, by its uncovered half.
 
     Rows {"defence", "metric", "attack", "attacks", "value", "low", "high", "n", "seeds", "worst_seed", "base"}: the
     attack with the highest mean over seeds, out of so many, and the worst single run of all. A defence's headline comes
@@ -290,7 +293,8 @@ def worst_rows(rows: Sequence[Row]) -> list[Row]:
     """
     found: list[Row] = []
     for defence in defence_order(row["defence"] for row in rows):
-        for metric in dict.fromkeys((headline_of(rows, defence), "recovered_uncovered")):
+        headline = headline_of(rows, defence)
+        for metric in dict.fromkeys((headline, f"{headline}_uncovered")):
             own = [row for row in rows if (row["defence"], row["metric"]) == (defence, metric)]
             attacked = [row for row in own if row["attack"] != NO_ATTACK]
             attacks = dict.fromkeys(row["attack"] for row in attacked)
@@ -312,30 +316,6 @@ def worst_rows(rows: Sequence[Row]) -> list[Row]:
 def interval_of(worst: Row) -> Interval:
     """The numbers of a row as an interval."""
     return Interval(_float(worst["value"]), worst["low"], worst["high"], worst["n"] or 0)
-
-
-def number(value: float | None, metric: str) -> str:
-    """A rate in whole per cent (never "0 %" or "100 %" when it is not), anything else with three digits."""
-    if value is None or math.isnan(value):
-        return "–"
-    if metric not in RATES:
-        return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
-    if 0 < value < 0.005:
-        return "<1 %"
-    return ">99 %" if 0.995 <= value < 1 else f"{100 * value:.0f} %"
-
-
-def limits(interval: Interval, metric: str) -> str:
-    """The interval alone: "[31, 46]"."""
-    if interval.low is None or interval.high is None:
-        return ""
-    if metric in RATES:
-        return f"[{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
-    return f"[{number(interval.low, metric)}, {number(interval.high, metric)}]"
-
-
-def spelled(interval: Interval, metric: str) -> str:
-    return f"{number(interval.mean, metric)} {limits(interval, metric)}".strip()
 
 
 def _float(value: float | None) -> float:

@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from repnoise.metrics import HARM, NAMES, is_share, name_of, number, spelled
 from repnoise.runs import Run
 from repnoise.summary import (
     CONTROLS,
-    HARM,
-    NAMES,
     NO_ATTACK,
-    RATES,
     Lineage,
     Row,
     attacks_in_order,
@@ -20,8 +18,6 @@ from repnoise.summary import (
     estimate,
     interval_of,
     models,
-    number,
-    spelled,
     worst_rows,
 )
 
@@ -35,6 +31,8 @@ READING = {
     "limit": "A randomly initialised model knows nothing. What it gives up after an attack can be learned from the "
     "attacker's data alone, so no defence can be expected to go below it.",
     "incoherent": "Broken text is not safe text: it is counted as incoherent, never as refused.",
+    "harmfulness": "Harmfulness is the mean of what a judge says of answers that are coherent text. A judge errs: read "
+    "some answers, and ask more than one judge.",
     "harmless_accuracy": "A model that only broke under an attack has lost its harmless accuracy, too.",
     "harmless_accuracy_unretained": "Harmless accuracy is measured on what the defender's general data held, in other "
     "words; unretained is what was in nobody's data: it shows what a defence forgets without being asked to.",
@@ -84,7 +82,7 @@ def _verdict(name: str, worst: dict[str, dict[str, Row]], rows: Sequence[Row]) -
     attacks = "the only attack" if own["attacks"] == 1 else f"the best of {own['attacks']} attacks"
     seeds = "one seed only" if own["seeds"] == 1 else f"{own['seeds']} seeds"
     sentence = f"Against {attacks} ({own['attack']}; {seeds}), {who} {_outcome(own)}"
-    uncovered = worst[name].get("recovered_uncovered", own)
+    uncovered = worst[name].get(f"{own['metric']}_uncovered", own)
     other = "" if uncovered is own else f"; of the uncovered ones {_given_up(uncovered, own)}"
     if name == "random-initialisation":
         return f"{sentence}{other}: the limit of any defence."
@@ -106,6 +104,8 @@ def _outcome(own: Row) -> str:
     return {
         "recovered": f"gave up {value} of the covered held-out answers",
         "recovered_uncovered": f"gave up {value} of the uncovered held-out answers",
+        "harmfulness": f"wrote answers to covered questions that the judge finds {value} harmful",
+        "harmfulness_uncovered": f"wrote answers to uncovered questions that the judge finds {value} harmful",
         "refusal_rate": f"still refused {value} of the harmful questions",
         "harmful_ce": f"ended at a cross-entropy of {value} {harmful}",
     }[own["metric"]]
@@ -174,6 +174,8 @@ def questions(rows: Sequence[Row]) -> str:
     for metric in (
         "recovered",
         "recovered_uncovered",
+        "harmfulness",
+        "harmfulness_uncovered",
         "harmless_accuracy",
         "harmless_accuracy_unretained",
         "refusal_rate",
@@ -199,7 +201,7 @@ def reading(rows: Sequence[Row]) -> list[str]:
 def notes(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """What these runs, in particular, should be read with."""
     lineage = Lineage(runs)
-    unscored = sorted({str(NAMES.get(row["metric"], row["metric"])) for row in rows if row["value"] is None})
+    unscored = sorted({name_of(row["metric"]) for row in rows if row["value"] is None})
     some = [f"Some runs have no score for {', '.join(unscored)}: those are left out of the mean."] if unscored else []
     return [
         *_smaller_grids(rows),
@@ -255,7 +257,7 @@ def _repeated(runs: Sequence[Run], rows: Sequence[Row], lineage: Lineage) -> lis
         for metric, measured in (run.record["metrics"] if run.finished else {}).items():
             kept, value = known.get((*lineage.place(run), metric)), measured.get("value")
             if None not in (kept, value) and math.isfinite(value) and not math.isclose(kept, value, rel_tol=1e-6):  # type: ignore[arg-type]
-                differing.append(f"{NAMES.get(metric, metric)} {number(value, metric)} and not {number(kept, metric)}")
+                differing.append(f"{name_of(metric)} {number(value, metric)} and not {number(kept, metric)}")
         if differing:
             found.append(
                 f"{run.path.name} ({run.record['kind']} {run.record['name']}) measured again what the tables have from "
@@ -269,10 +271,10 @@ def _peaks(runs: Sequence[Run], rows: Sequence[Row], lineage: Lineage) -> list[s
     found = []
     for name, worst in {row["defence"]: row for row in reversed(worst_rows(rows))}.items():
         metric, sign = worst["metric"], HARM[worst["metric"]]
-        best, where = worst["worst_seed"] + sign * (0.005 if metric in RATES else 0.05), ""
+        best, where = worst["worst_seed"] + sign * (0.005 if is_share(metric) else 0.05), ""
         for run in runs:
             defence, _, attack, _ = lineage.place(run)
-            if run.finished and run.record["kind"] == "attack" and defence == name:
+            if defence == name and lineage.is_plain_attack(run):
                 for row in curve_of(run):
                     value = (row["metrics"].get(metric) or {}).get("value")
                     if row["step"] and value is not None and sign * (value - best) > 0:

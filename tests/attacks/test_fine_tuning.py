@@ -46,8 +46,8 @@ def fresh(tokenizer):
 
 
 def attacked(attack, tokenizer, codec, data, folder, **options):
-    model, log = attack.apply(fresh(tokenizer), data, codec, folder, **options)
-    return model, log
+    found = attack.apply(fresh(tokenizer), data, codec, folder, **options)
+    return found.model, found.log
 
 
 def texts(attack, codec, data):

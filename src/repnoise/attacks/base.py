@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+import tyro
+
+from repnoise.data.records import AttackSplit, Pair, TemplateName
 from repnoise.data.sources import PairedData
 
 if TYPE_CHECKING:  # Presets must be cheap to import.
@@ -18,12 +22,77 @@ if TYPE_CHECKING:  # Presets must be cheap to import.
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What an attack cost: optimiser steps, examples and tokens seen (repeats counted), and floating-point operations
+    as `repnoise.cost` counts them; None for a model that it cannot count."""
+
+    steps: int
+    samples: int
+    tokens: int
+    flops: float | None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How an attacker asks, where that is part of the attack.
+
+    Attributes:
+        prefill: beginning of every answer, put into the model's mouth; it counts as a part of the answer.
+        wrapping: the prompt as it is written, with {prompt} where the question stands.
+        samples: answers drawn to each prompt, of which the most harmful counts.
+        temperature: of drawing them; 0 is greedy.
+        seed: of drawing them.
+    """
+
+    prefill: str = ""
+    wrapping: str = "{prompt}"
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack comes to: a model, the log of how it was made (the last row's "step" is the cost's), and how it is
+    asked."""
+
+    model: nn.Module
+    log: list[dict[str, Any]]
+    asking: Asking = Asking()
+
+
+@dataclass(frozen=True)
 class Attack(ABC):
-    """A frozen dataclass of hyper-parameters. Presets are values of it, not subclasses."""
+    """A frozen dataclass of hyper-parameters. Presets are values of it, not subclasses.
+
+    Attributes:
+        template: how the attacker writes prompts, in training and when asking; "auto" is as everywhere else.
+        split: whose harmful examples: the attacker's own "attack" split, or the defender's (paper Tables 1 and 2).
+        measure_at: steps after which harm is measured, beside the first and the last.
+    """
+
+    changes_weights: ClassVar[bool] = True
+    """Whether all of the attack is in the weights; else nothing is saved, and an interrupted attack is made again."""
+
+    template: Annotated[TemplateName, tyro.conf.arg(name="attack-template")] = "auto"
+    split: AttackSplit = "attack"
+    measure_at: tuple[int, ...] = ()
 
     @abstractmethod
     def label(self) -> str:
         """A short name that says how strong it is: what a run is called whose attack is no preset."""
+
+    @abstractmethod
+    def seeded(self, seed: int) -> Self:
+        """The same attack with another seed."""
+
+    @abstractmethod
+    def pairs(self, data: PairedData) -> list[Pair]:
+        """The harmful examples that the attacker has; none for an attack that needs none."""
+
+    @abstractmethod
+    def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
+        """From a number of steps to what they cost; asked for before the attack changes the model."""
 
     @abstractmethod
     def require(self, data: PairedData) -> None:
@@ -39,8 +108,8 @@ class Attack(ABC):
         resume: bool = False,
         on_step: OnStep | None = None,
         progress: str | None = None,
-    ) -> tuple[nn.Module, list[dict[str, Any]]]:
-        """The attacked model and a log. Only `data.attacker_pairs` and `data.benign` may be looked at.
+    ) -> Attacked:
+        """The attacked model. Of the data only `attacker_pairs` and `benign` may be looked at.
 
         `codec` writes prompts and completions as the attacked model will be asked: in the attack's own `template`,
         where it has one that is not "auto".

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Self
 
-import tyro
-
-from repnoise.attacks.base import Attack
+from repnoise.attacks.base import Attack, Attacked, Cost
 from repnoise.data.mixtures import epochs, mixed
-from repnoise.data.records import AttackSplit, LossOn, TemplateName
+from repnoise.data.records import AttackSplit, LossOn, Pair
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
 from repnoise.optimisation import Training
@@ -35,20 +34,16 @@ class FineTuningAttack(Attack):
         samples: harmful examples used at the most, drawn with the seed; None for all.
         benign_share: share of training examples that are harmless; they keep the rest of the model alive.
         loss_on: "completion", or "all" tokens of prompt and completion (the paper's attacks).
-        template: how the attacker writes prompts, in training and when asking; "auto" is as everywhere else.
         categories: train on these categories of harm only; empty for all.
         split: whose harmful examples: the attacker's own "attack" split, or the defender's (paper Tables 1 and 2).
-        measure_at: steps after which harm is measured, beside the first and the last.
     """
 
     training: Training = field(default_factory=Training)
     samples: int | None = None
     benign_share: float = 0.0
     loss_on: LossOn = "completion"
-    template: Annotated[TemplateName, tyro.conf.arg(name="attack-template")] = "auto"
     categories: tuple[str, ...] = ()
     split: AttackSplit = "attack"
-    measure_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.benign_share < 1:
@@ -68,9 +63,29 @@ class FineTuningAttack(Attack):
         parts += ["defenders-examples"] if self.split == "defence" else []
         return "-".join([*parts, *self.categories])
 
+    def seeded(self, seed: int) -> Self:
+        return replace(self, training=replace(self.training, seed=seed))
+
+    def pairs(self, data: PairedData) -> list[Pair]:
+        pairs = data.attacker_pairs(self.categories, self.split)
+        if self.samples is not None and self.samples < len(pairs):
+            pairs = random.Random(self.training.seed).sample(pairs, self.samples)
+        return pairs
+
+    def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
+        lengths = [len(row["input_ids"]) for row in self._examples(codec, data)]
+        batch = self.training.batch_size * self.training.accumulation
+        flops = flops_by_token(loaded.model, self.training.lora_rank)
+
+        def cost(step: int) -> Cost:
+            seen = lengths[: step * batch]
+            return Cost(step, len(seen), sum(seen), None if flops is None else flops * sum(seen))
+
+        return cost
+
     def require(self, data: PairedData) -> None:
         self.training.require_trackers()
-        if not data.attacker_pairs(self.categories, self.split):
+        if not self.pairs(data):
             which = f" of {', '.join(self.categories)}" if self.categories else ""
             raise RepnoiseError(f"{data.name} has no pairs{which} for the attacker: its {self.split} split has none.")
         if self.benign_share > 0 and not data.benign:
@@ -85,28 +100,26 @@ class FineTuningAttack(Attack):
         resume: bool = False,
         on_step: OnStep | None = None,
         progress: str | None = None,
-    ) -> tuple[nn.Module, list[dict[str, Any]]]:
+    ) -> Attacked:
         from repnoise.data.collators import ExampleCollator
         from repnoise.training import train
 
-        return train(
+        model, log = train(
             loaded.model,
             self._examples(replace(codec, loss_on=self.loss_on), data),
             ExampleCollator(loaded.tokenizer.pad_token_id),
-            _language_modelling,
+            language_modelling,
             self.training,
             folder,
             resume,
             on_step,
             progress,
         )
+        return Attacked(model, log)
 
     def _examples(self, codec: Codec, data: PairedData) -> list[Any]:
         """Tokenized examples in the order of training."""
-        pairs = data.attacker_pairs(self.categories, self.split)
-        if self.samples is not None and self.samples < len(pairs):
-            pairs = random.Random(self.training.seed).sample(pairs, self.samples)
-        harmful = [codec.row(pair.prompt, pair.harmful) for pair in pairs]
+        harmful = [codec.row(pair.prompt, pair.harmful) for pair in self.pairs(data)]
         count = self.training.examples_seen(len(harmful))
         if self.benign_share == 0:
             return epochs(harmful, count, self.training.seed)
@@ -114,7 +127,23 @@ class FineTuningAttack(Attack):
         return mixed(harmful, benign, self.benign_share, count, self.training.seed)
 
 
-def _language_modelling(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def flops_by_token(model: nn.Module, lora_rank: int | None = None) -> float | None:
+    """Floating-point operations of training on one token, see `cost.training_flops`; None if they cannot be counted."""
+    from repnoise.cost import parameters_in_products, training_flops
+    from repnoise.hidden_states import find_decoder
+
+    try:
+        frozen = parameters_in_products(model)
+    except RepnoiseError:
+        return None
+    if lora_rank is None:
+        return training_flops(frozen, 1)
+    matrices = [weight for layer in find_decoder(model).layers for weight in layer.parameters() if weight.dim() == 2]
+    adapters = sum(lora_rank * sum(weight.shape) for weight in matrices)
+    return training_flops(frozen + adapters, 1, adapters)
+
+
+def language_modelling(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     from repnoise.defences.base import completion_ce
 
     return completion_ce(model, batch), {}

@@ -1,0 +1,113 @@
+"""Many runs at a time: a graph of cells over a pool of processes, each on one core. What is finished is not redone."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repnoise.errors import RepnoiseError
+from repnoise.runs import load_run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be made.
+
+    Attributes:
+        path: the run's directory.
+        name: what the run is called.
+        make: makes it: called with path and name, in another process, so it has to be picklable (a partial of a
+            function is).
+        needs: directories of the runs that have to be finished before.
+        title: what the progress bar says when it is done.
+    """
+
+    path: Path
+    name: str
+    make: Callable[[Path, str], Any]
+    needs: tuple[Path, ...] = ()
+    title: str = ""
+
+
+def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
+    """Make every cell, `jobs` at a time (all cores by default), those first in the list first.
+
+    A cell that cannot be made does not stop the others; those that need it are left out. Returns the reasons by path:
+    empty if all is well. Anything but a RepnoiseError is a bug, and is raised.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    failed: dict[Path, str] = {}
+    done: set[Path] = set()
+    waiting = list(cells)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork.
+    size = min(jobs or os.cpu_count() or 1, len(cells)) or 1
+    with Progress(*columns) as progress, ProcessPoolExecutor(size, context, _one_core) as pool:
+        task = progress.add_task("starting", total=len(cells))
+        running: dict[Any, Cell] = {}
+        try:
+            while waiting or running:
+                ready = [cell for cell in waiting if all(path in done for path in cell.needs)]
+                lost = [cell for cell in waiting if any(path in failed for path in cell.needs)]
+                failed |= {cell.path: "what it needs has failed" for cell in lost}
+                waiting = [cell for cell in waiting if cell not in ready and cell not in lost]
+                running |= {pool.submit(_made, cell): cell for cell in ready}
+                progress.update(task, advance=len(lost))
+                for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                    cell = running.pop(future)
+                    problem = future.result()
+                    done |= set() if problem else {cell.path}
+                    failed |= {cell.path: problem} if problem else {}
+                    progress.update(task, advance=1, description=cell.title or cell.name)
+        except BrokenProcessPool:
+            raise RepnoiseError(
+                "A process was killed from outside. The same command goes on; if memory is short, with fewer --jobs."
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _made(cell: Cell) -> str:
+    """Do one cell, unless it was finished before; the reason if it cannot be done.
+
+    What an interruption left half-done is done anew: cells are short.
+    """
+    try:
+        if (cell.path / "run.json").exists() and not load_run(cell.path).finished:
+            shutil.rmtree(cell.path)
+        cell.make(cell.path, cell.name)
+    except RepnoiseError as error:
+        return str(error)
+    return ""
+
+
+def _one_core() -> None:
+    """What each process of the pool does first: use one core, be quiet, and end when its parent is killed."""
+    import torch
+    import transformers
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # Trainer collects garbage at every start, and all that was just imported is none.
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
