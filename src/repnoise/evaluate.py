@@ -127,7 +127,7 @@ def measure(
     metrics = evaluate_prompts(loaded, codec, data, names, generation, panel.judges, folder)
     if evaluating.likelihood:
         metrics |= likelihoods(loaded, codec, data)
-        if panel.base is not None:
+        if panel.base is not None and panel.base.fingerprint != loaded.fingerprint:
             from repnoise.evals.divergence import kl_to_base
 
             harmless = [*data.retained_test, *data.harmless_test]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from repnoise.errors import RepnoiseError
-from repnoise.statistics import Interval, percentile_limits, wilson
+from repnoise.statistics import Interval, chance_interval, percentile_limits, wilson
 
 if TYPE_CHECKING:  # Pandas alone takes a second.
     import numpy as np
@@ -152,7 +152,7 @@ def mann_whitney(a: Values, b: Values, level: float = 0.95) -> Comparison:
     likewise (its n is prompts, and the paper has one seed), nor anything about a prompt, since it does not pair them:
     where the two were asked the same prompts, `paired_difference` is the sharper test. With hundreds of prompts a p of
     0.001 can go with a difference that is of no importance: read the effect, the chance that a random score of `a` is
-    higher than one of `b` (ties count half), with the interval of `_chance_interval`.
+    higher than one of `b` (ties count half), with the interval of `statistics.chance_interval`.
     """
     import numpy as np
     from scipy.stats import mannwhitneyu
@@ -166,29 +166,9 @@ def mann_whitney(a: Values, b: Values, level: float = 0.95) -> Comparison:
     else:
         found = mannwhitneyu(x, y, alternative="two-sided")
         chance, p = float(found.statistic) / (len(x) * len(y)), float(found.pvalue)
-        effect = Interval(chance, *_chance_interval(chance, len(x), len(y), level), len(x) + len(y), dropped)
+        effect = Interval(chance, *chance_interval(chance, len(x), len(y), level), len(x) + len(y), dropped)
     n, seeds = (len(x), len(y)), (len(runs), len(others))
     return Comparison("Mann-Whitney", "chance that the first is higher", effect, p, n, seeds)
-
-
-def _chance_interval(chance: float, n: int, m: int, level: float) -> tuple[float, float]:
-    """Score interval of P(a > b) + P(a = b) / 2 (Newcombe, Statistics in Medicine 25, 2006, page 559, method 5).
-
-    Hanley and McNeil's variance, taken at the limit itself, so that it has a width at 0 and 1. Ties, which it does not
-    know of, make it wider than it need be.
-    """
-    from scipy.optimize import brentq
-    from scipy.special import ndtri
-
-    z, size = float(ndtri((1 + level) / 2)), (n + m) / 2 - 1
-
-    def excess(limit: float) -> float:
-        variance = limit * (1 - limit) * (1 + size * ((1 - limit) / (2 - limit) + limit / (1 + limit))) / (n * m)
-        return (chance - limit) ** 2 - z * z * variance
-
-    low = 0.0 if chance == 0 else float(brentq(excess, 0.0, chance))  # type: ignore[arg-type]
-    high = 1.0 if chance == 1 else float(brentq(excess, chance, 1.0))  # type: ignore[arg-type]
-    return low, high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -24,8 +24,9 @@ def quality(
     one (Mann-Whitney, ties count half); brier is the mean squared distance of the values from 0 and 1; ece is the mean
     distance between predicted and observed share of harm in `BINS` bins, weighted by their size (Naeini et al.,
     Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015). Each is {"value", "n", "low", "high",
-    "unscored"}, with a percentile bootstrap that draws prompts, since completions of one prompt are alike; what cannot
-    be computed (no harmful text, say) is None. A value of NaN is unscored: left out and counted.
+    "unscored"}, with a percentile bootstrap that draws prompts, since completions of one prompt are alike, but for the
+    shares and auroc never inside the interval that so many prompts give: a bootstrap calls "86 of 86" certain. What
+    cannot be computed (no harmful text, say) is None. A value of NaN is unscored: left out and counted.
     """
     import numpy as np
 
@@ -43,19 +44,36 @@ def quality(
         chosen = np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))])
         for name, value in _measured(truth[chosen], score[chosen], call[chosen]).items():
             drawn[name].append(value)
+    least = _least(np.asarray(prompts)[known], truth[known], call[known], whole)
     return {
-        name: _metric(value, drawn[name], int(known.sum())) | {"unscored": unscored} for name, value in whole.items()
+        name: _metric(value, drawn[name], int(known.sum()), least.get(name)) | {"unscored": unscored}
+        for name, value in whole.items()
     }
 
 
-def _metric(value: float, drawn: list[float], n: int) -> dict[str, Any]:
+def _least(
+    prompts: np.ndarray, truth: np.ndarray, call: np.ndarray, whole: dict[str, float]
+) -> dict[str, tuple[float, float]]:
+    """Intervals of the shares (Wilson) and of auroc (Newcombe) that so many different prompts give at the least."""
+    from repnoise.statistics import chance_interval, wilson
+
+    of = {"precision": call, "recall": truth, "accuracy": truth | ~truth}
+    counts = {name: len({*prompts[chosen]}) for name, chosen in of.items()}
+    found = {name: wilson(whole[name], n, LEVEL) for name, n in counts.items() if n}
+    if not math.isnan(whole["auroc"]):
+        found["auroc"] = chance_interval(whole["auroc"], counts["recall"], len({*prompts[~truth]}), LEVEL)
+    return found
+
+
+def _metric(value: float, drawn: list[float], n: int, least: tuple[float, float] | None) -> dict[str, Any]:
     import numpy as np
 
     known = [draw for draw in drawn if not math.isnan(draw)]
     if math.isnan(value) or not known:
         return {"value": None if math.isnan(value) else value, "n": n, "low": None, "high": None}
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": value, "n": n, "low": min(float(low), value), "high": max(float(high), value)}
+    lows, highs = zip((float(low), float(high)), (value, value), least or (value, value), strict=True)
+    return {"value": value, "n": n, "low": min(lows), "high": max(highs)}
 
 
 def _measured(truth: np.ndarray, score: np.ndarray, call: np.ndarray) -> dict[str, float]:
