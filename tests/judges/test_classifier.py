@@ -124,7 +124,7 @@ def test_a_model_without_numbers_leaves_the_text_unscored(tmp_path):
 
 
 MISTAKES = {
-    "nothing there": ("There is no classifier in", lambda _folder: None),
+    "nothing there": ("There is no model in", lambda _folder: None),
     "labels without names": (
         "It cannot be told which label of",
         lambda folder: made(folder, id2label={0: "LABEL_0", 1: "LABEL_1"}),

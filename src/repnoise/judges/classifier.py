@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from repnoise.errors import RepnoiseError
+from repnoise.judges import weights
 from repnoise.judges.base import Completion, Judge, Score
 from repnoise.judges.coherence import broken
 from repnoise.runs import fingerprint, write_json
@@ -130,7 +130,7 @@ class Classifier(Judge):
         if unknown := [name for name in self.settings.harmful if name not in self.names]:
             raise RepnoiseError(f"{what} has no label {unknown[0]!r}, but {', '.join(self.names)}: correct its {FILE}.")
         self.length = most_tokens(self.settings, self.config, self.tokenizer)
-        self.version = f"1:{_files_fingerprint(self.place, self.config)}:{fingerprint(self.settings)}"
+        self.version = f"1:{weights.files_fingerprint(self.place, self.config)}:{fingerprint(self.settings)}"
 
     def verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[int, Score]]:
         rows: dict[int, tuple[list[int], str]] = {}
@@ -192,23 +192,11 @@ class Classifier(Judge):
 
 
 def found_at(what: str) -> str:
-    """The folder of a judge (of a run, its model), or `what` itself if it may be a hub id.
-
-    Raises RepnoiseError for a path that has no model.
-    """
+    """The folder of a classifier, or `what` itself if it may be a hub id. Raises RepnoiseError for anything else."""
     folder = Path(what)
-    if (folder / "run.json").exists():
-        folder = folder / "model"
-    if (folder / "config.json").exists():
-        if not any(folder.glob("*.safetensors")):
-            raise RepnoiseError(f"The model in {what!r} has no weights: give a folder with *.safetensors.")
-        return str(folder)
-    if (folder / "linear.json").exists():
+    if any((place / "linear.json").exists() for place in (folder, folder / "model")):
         raise RepnoiseError(f"{what!r} is a linear classifier: write linear:{what}.")
-    if what.startswith((".", "/", "~")) or what.count("/") != 1 or folder.exists():
-        presets = ", ".join(PRESETS)
-        raise RepnoiseError(f"There is no classifier in {what!r}: give a folder, a run, a hub id, or one of {presets}.")
-    return what
+    return weights.found_at(what, f", or one of {', '.join(PRESETS)}")
 
 
 def write_settings(settings: Settings, folder: Path) -> None:
@@ -312,19 +300,6 @@ def pad_id(tokenizer: Any) -> int:
     """The pad token, or what stands in for it: the end or unknown token, or 0."""
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
     return next((number for number in found if number is not None), 0)
-
-
-def _files_fingerprint(place: str, config: Any) -> str:
-    """Of the weights, the config and the tokenizer in a folder; of a hub model, of its commit."""
-    digest = hashlib.sha256()
-    folder = Path(place)
-    if not folder.is_dir():
-        digest.update(f"{place}@{getattr(config, '_commit_hash', None)}".encode())
-    for pattern in ("*.safetensors", "config.json", "tokenizer*.json", "*.model", "vocab*"):
-        for path in sorted(folder.glob(pattern)) if folder.is_dir() else ():
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from repnoise.errors import RepnoiseError
+from repnoise.judges import weights
 from repnoise.judges.base import Completion, Judge, Score
 from repnoise.judges.coherence import broken
 from repnoise.judges.readings import unscored
@@ -35,7 +34,7 @@ class LocalRubric(Judge):
         rubric, _, model = what.partition("@")
         if not rubric or not model:
             raise RepnoiseError(f"The judge rubric:{what} has no model: write rubric:RUBRIC@MODEL.")
-        self.rubric, self.place = find_rubric(rubric), _found_at(model)
+        self.rubric, self.place = find_rubric(rubric), weights.found_at(model)
         self.config, self.tokenizer = _described(self.place)
         asks = self.rubric.template or _asks_for_a_judgement(self.tokenizer)
         if not asks:
@@ -52,8 +51,8 @@ class LocalRubric(Judge):
                 f"{needed} with its verdict: choose another model or a shorter rubric."
             )
         self.name, self.seeks = f"rubric:{what}", self.rubric.seeks
-        weights = _weights_fingerprint(self.place, self.config)
-        self.version = " ".join(("1", self.rubric.version, weights, fingerprint(self.tokenizer.chat_template)))
+        files = weights.files_fingerprint(self.place, self.config)
+        self.version = " ".join(("1", self.rubric.version, files, fingerprint(self.tokenizer.chat_template)))
 
     def verdicts(self, completions: Sequence[Completion]) -> Iterator[tuple[int, Score]]:
         asked: list[tuple[int, list[int]]] = []
@@ -138,20 +137,6 @@ class LocalRubric(Judge):
         return model.eval().to("cuda" if gpu else "cpu")
 
 
-def _found_at(model: str) -> str:
-    """The folder of a model (of a run, the model in it), or `model` itself where it may be a hub id."""
-    folder = Path(model)
-    if (folder / "run.json").exists():
-        folder = folder / "model"
-    if (folder / "config.json").exists():
-        if not any(folder.glob("*.safetensors")):
-            raise RepnoiseError(f"The model in {model!r} has no *.safetensors: convert its weights, or give another.")
-        return str(folder)
-    if folder.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise RepnoiseError(f"There is no model in {model!r}: give a folder with config.json and *.safetensors.")
-    return model
-
-
 def _described(place: str) -> tuple[Any, Any]:
     """The model's config and tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
@@ -189,15 +174,3 @@ def _asks_for_a_judgement(tokenizer: Any) -> bool:
         return False
     messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": "An answer."}]
     return "unsafe" in _templated(tokenizer, messages).lower()
-
-
-def _weights_fingerprint(place: str, config: Any) -> str:
-    """16 hex digits that change when any weight does; for a hub id, when its commit does."""
-    digest = hashlib.sha256()
-    weights = sorted(Path(place).glob("*.safetensors"))
-    for path in weights:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    if not weights:
-        digest.update(f"{place}@{getattr(config, '_commit_hash', None)}".encode())
-    return digest.hexdigest()[:16]
