@@ -13,6 +13,7 @@ from repnoise.evals.evaluations import summarised
 from repnoise.evaluate import EvaluateConfig
 from repnoise.inputs import Inputs
 from repnoise.runs import Run, code_state, environment, fingerprint, plain, recording, write_rows
+from repnoise.trainability import presets as trainabilities
 
 BASES = {"undefended": "0123456789abcdef"}
 """Fingerprint of weights that things start from; those of other models are made from their names."""
@@ -85,8 +86,31 @@ def attack(folder, parent, name="100@1e-3", metrics=None, seed=0, curve=None, st
     changes = {"inputs": inputs, "attack": replace(preset.attack, training=training)} | (config or {})
     run = _open(folder, "attack", name, replace(preset, **changes), parent)
     steps = {**(curve or {}), training.steps or 250: metrics or {}}
-    write_rows(run.path / "curve.jsonl", [{"step": step, "metrics": found} for step, found in steps.items()])
+    prices = {step: {"steps": step, "samples": 16 * step, "flops": None} for step in steps}
+    rows = [{"step": step, "cost": prices[step], "metrics": found} for step, found in steps.items()]
+    write_rows(run.path / "curve.jsonl", rows)
     return close(run, status, metrics or {})
+
+
+def trainability(folder, parent, task="trade", curve=None, seed=0):
+    """A model that was trained on a harmless task; `curve` is {step: metrics}, of which the last are the run's."""
+    preset = trainabilities()["sandbox"]
+    inputs = Inputs(model=parent if isinstance(parent, str) else str(parent.path))
+    config = replace(preset, inputs=inputs, task=task, training=replace(preset.training, seed=seed))
+    run = _open(folder, "trainability", task, config, parent)
+    write_rows(run.path / "curve.jsonl", [{"step": step, "metrics": found} for step, found in curve.items()])
+    return close(run, "finished", curve[max(curve)])
+
+
+def by_prompt(run, name="resistance", group="covered", **values):
+    """The file that has every prompt's values, one list a metric."""
+    lists = zip(*values.values(), strict=True)
+    rows = [
+        {"prompt": f"question {i}", "group": group, "category": "", "values": dict(zip(values, own, strict=True))}
+        for i, own in enumerate(lists)
+    ]
+    write_rows(run.path / "evaluations" / name / "values.jsonl", rows)
+    return run
 
 
 def evaluation(folder, parent, metrics, **inputs):

@@ -30,6 +30,7 @@ class Cell:
             function is).
         needs: directories of the runs that have to be finished before.
         title: what the progress bar says when it is done.
+        resumes: whether `make` goes on with what an interruption left half-done. Else that is deleted and made anew.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Cell:
     make: Callable[[Path, str], Any]
     needs: tuple[Path, ...] = ()
     title: str = ""
+    resumes: bool = False
 
 
 def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
@@ -48,12 +50,13 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     failed: dict[Path, str] = {}
-    done: set[Path] = set()
+    made_here = {cell.path for cell in cells}
+    done = {path for cell in cells for path in cell.needs if path not in made_here and _finished(path)}
     waiting = list(cells)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork.
     size = min(jobs or os.cpu_count() or 1, len(cells)) or 1
-    with Progress(*columns) as progress, ProcessPoolExecutor(size, context, _one_core) as pool:
+    with Progress(*columns) as progress, ProcessPoolExecutor(size, context, one_core) as pool:
         task = progress.add_task("starting", total=len(cells))
         running: dict[Any, Cell] = {}
         try:
@@ -61,6 +64,9 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
                 ready = [cell for cell in waiting if all(path in done for path in cell.needs)]
                 lost = [cell for cell in waiting if any(path in failed for path in cell.needs)]
                 failed |= {cell.path: "what it needs has failed" for cell in lost}
+                if not (ready or lost or running):  # Else they would wait for ever.
+                    failed |= {cell.path: "nobody makes what it needs" for cell in waiting}
+                    lost = waiting
                 waiting = [cell for cell in waiting if cell not in ready and cell not in lost]
                 running |= {pool.submit(_made, cell): cell for cell in ready}
                 progress.update(task, advance=len(lost))
@@ -83,10 +89,10 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
 def _made(cell: Cell) -> str:
     """Do one cell, unless it was finished before; the reason if it cannot be done.
 
-    What an interruption left half-done is done anew: cells are short.
+    What an interruption left half-done is done anew, unless the cell goes on with it.
     """
     try:
-        if (cell.path / "run.json").exists() and not load_run(cell.path).finished:
+        if not cell.resumes and (cell.path / "run.json").exists() and not _finished(cell.path):
             shutil.rmtree(cell.path)
         cell.make(cell.path, cell.name)
     except RepnoiseError as error:
@@ -94,7 +100,11 @@ def _made(cell: Cell) -> str:
     return ""
 
 
-def _one_core() -> None:
+def _finished(path: Path) -> bool:
+    return (path / "run.json").exists() and load_run(path).finished
+
+
+def one_core() -> None:
     """What each process of the pool does first: use one core, be quiet, and end when its parent is killed."""
     import torch
     import transformers

@@ -110,7 +110,7 @@ def open_panel(evaluating: Evaluating, data: PairedData) -> Panel:
     base = load(evaluating.base) if evaluating.base else None
     fitting = ("exact", "content") if data.exact else ("refusal",)
     names = dict.fromkeys((*fitting, *evaluating.judges))
-    judges = [load_judge(name) for name in names]
+    judges = [load_judge(name) for name in names if data.exact or name != "coherence"]
     return Panel(judges if data.exact else [*judges, _coherence(base, data)], base)
 
 

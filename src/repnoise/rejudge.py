@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +28,7 @@ class RejudgeOptions:
         run: a run of `repnoise evaluate`, `attack` or `defend`.
         judges: names that `repnoise list judges` has.
         evaluation: whose completions.
-        output_dir: where scores, values and metrics go; by default rejudged/ in the run. Its own metrics stay.
+        output_dir: where scores, values and metrics go; by default rejudged/EVALUATION in the run, whose own stay.
     """
 
     run: Annotated[Path, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional]
@@ -45,7 +48,13 @@ def rejudge(options: RejudgeOptions) -> tuple[Path, Metrics]:
         raise RepnoiseError(
             f"{options.run} has no completions of {options.evaluation!r}: choose from {_there(options)}."
         )
-    judges = [load_judge(name) for name in options.judges]
+    evaluation = EVALUATIONS[options.evaluation][1]
+    judges = [load_judge(name) for name in dict.fromkeys(options.judges)]
+    judges = [judge for judge in judges if evaluation.asks(judge)]
+    if not judges:
+        raise RepnoiseError(
+            f"None of the judges {', '.join(options.judges)} can judge {options.evaluation}: name others with --judges."
+        )
     questions = [
         Question(**{key: row[key] for key in ("prompt", "reference", "group", "category")})
         for row in _rows(source / "prompts.jsonl")
@@ -53,10 +62,15 @@ def rejudge(options: RejudgeOptions) -> tuple[Path, Metrics]:
     texts = [row["text"] for row in _rows(source / "completions.jsonl")[1:]]
     if len(texts) != len(questions):
         raise RepnoiseError(f"{source} is not whole: finish that run first, its own command with --resume goes on.")
-    folder = options.output_dir or options.run / "rejudged"
-    metrics = judged(EVALUATIONS[options.evaluation][1], questions, texts, judges, folder)
+    folder = options.output_dir or options.run / "rejudged" / options.evaluation
+    metrics = judged(evaluation, questions, texts, judges, folder, _samples(questions))
     write_json(folder / "metrics.json", metrics)
     return folder, metrics
+
+
+def _samples(questions: Sequence[Question]) -> int:
+    """How many answers were drawn to each question: it stands there that often on end."""
+    return math.gcd(*(len(list(same)) for _, same in groupby(questions))) or 1
 
 
 def _there(options: RejudgeOptions) -> str:

@@ -18,7 +18,7 @@ from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import EvaluateConfig, Evaluating
 from repnoise.inputs import FLAT, Inputs
-from repnoise.runs import find_runs, fingerprint, load_run
+from repnoise.runs import Run, find_runs, fingerprint, load_run, plain
 
 if TYPE_CHECKING:
     from repnoise.data.sources import PairedData
@@ -35,7 +35,8 @@ class ScorecardConfig:
         evaluation: model, data, judges, and what else is measured before any attack.
         attacks: names of `repnoise list attacks`; the first is also the one for the parts below.
         attack_seeds: seeds of each attack.
-        transfer: other data sets of harm, to attack with and be asked about (generalization); "none" for none.
+        transfer: other data sets of harm, to attack with and be asked about (generalization); by default the sandbox's
+            second kind of harm for its first.
         foreign_template: the template of an attacker who writes prompts in another way than everybody else.
         training: name of a preset of `repnoise trainability`: what a user spends on each task.
         train_on: tasks of the data, by name; all of them by default.
@@ -54,7 +55,7 @@ class ScorecardConfig:
         "100@1e-3-half-benign",
     )
     attack_seeds: int = 1
-    transfer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA ...")] = ("sandbox-rumours",)
+    transfer: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="DATA ...")] = None
     foreign_template: TemplateName = "plain"
     training: str = "sandbox"
     train_on: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="TASK ...")] = None
@@ -77,17 +78,17 @@ def scorecard(config: ScorecardConfig) -> Path:
     started = time.perf_counter()
     inputs = config.evaluation.inputs
     name = "undefended" if inputs.model == "sandbox" else Path(inputs.model).name
-    folder = config.output_dir or Path("runs") / f"scorecard-{name}-{fingerprint(config)[:8]}"
+    # Fewer processes go on in the same place.
+    settings = replace(config, jobs=None, allow_overlap=False, output_dir=None)
+    folder = config.output_dir or Path("runs") / f"scorecard-{name}-{fingerprint(settings)[:8]}"
     cells = _cells(config, folder)
     failed = run_all(cells, config.jobs)
-    for cell in cells:  # The tuned models were needed for the attacks on them alone.
-        if cell.path not in failed:
-            shutil.rmtree(load_run(cell.path).model, ignore_errors=True)
-    runs = find_runs([folder])
-    report = write_report(runs, folder)
-    console = Console()
-    console.print(card_table(runs, summarise(runs)))
-    console.print(f"{len(cells)} runs in {time.perf_counter() - started:.0f} s. Report: {report}", soft_wrap=True)
+    runs = find_runs([folder]) if len(failed) < len(cells) else []
+    report = write_report(runs, folder) if runs else folder
+    if runs:
+        console = Console()
+        console.print(card_table(runs, summarise(runs)))
+        console.print(f"{len(cells)} runs in {time.perf_counter() - started:.0f} s. Report: {report}", soft_wrap=True)
     if failed:
         path, reason = next(iter(failed.items()))
         raise RepnoiseError(f"{len(failed)} of {len(cells)} parts failed, the first of them {path}: {reason}")
@@ -105,25 +106,45 @@ def _cells(config: ScorecardConfig, folder: Path) -> list[Cell]:
     if not config.allow_overlap:
         _require_apart(config, data)
     main, seeds = config.attacks[0], range(config.attack_seeds)
-    cells = [Cell(folder / "evaluation", "evaluation", partial(evaluate, config.evaluation))]
+    cells = [Cell(folder / "evaluation", "evaluation", partial(evaluate, config.evaluation, resume=True), resumes=True)]
     for seed in seeds:
-        for name in config.attacks:
+        for name in dict.fromkeys(config.attacks):
             place = folder / f"{name}-seed-{seed}"
-            cells.append(Cell(place, name, _attacking(name, seed, inputs, evaluating)))
+            cells.append(Cell(place, name, _attacking(name, seed, inputs, evaluating), resumes=True))
         if resolve_template(config.foreign_template, loaded.tokenizer) != codec.template:
             place, called = folder / f"foreign-template-seed-{seed}", f"{main} in another template"
             make = _attacking(main, seed, inputs, evaluating, template=config.foreign_template)
-            cells.append(Cell(place, called, make))
-        for other in config.transfer if config.transfer != ("none",) else ():
+            cells.append(Cell(place, called, make, resumes=True))
+        for other in dict.fromkeys(_transfer(config)):
             place = folder / f"{_slug(other)}-seed-{seed}"
             moved = replace(inputs, data=other, requests=None)
-            cells.append(Cell(place, f"{main} with {other}", _attacking(main, seed, moved, evaluating)))
-    for task in config.train_on if config.train_on is not None else data.tasks:
+            make = _attacking(main, seed, moved, evaluating)
+            cells.append(Cell(place, f"{main} with {other}", make, resumes=True))
+    for task in dict.fromkeys(config.train_on if config.train_on is not None else data.tasks):
         place = folder / f"task-{_slug(task)}"
-        cells.append(Cell(place, task, _training(config, task)))
-        then = replace(inputs, model=str(place))
-        cells.append(Cell(folder / f"{place.name}-then-attack", main, _attacking(main, 0, then, evaluating), (place,)))
+        cells.append(Cell(place, task, _training(config, task), resumes=True))
+        make = partial(_attack_tuned, _attacking(main, 0, replace(inputs, model=str(place)), evaluating))
+        cells.append(Cell(folder / f"{place.name}-then-attack", main, make, (place,), resumes=True))
     return cells
+
+
+def _attack_tuned(make: partial[Run], path: Path, name: str) -> None:
+    """Attack a model that has learned a task, and delete its weights, which nothing else needs.
+
+    A finished attack is left as it is without opening that model, for it is gone by then.
+    """
+    config = make.args[0]
+    if (path / "run.json").exists() and (run := load_run(path)).finished and run.record["config"] == plain(config):
+        return
+    make(path, name)
+    shutil.rmtree(load_run(Path(config.inputs.model)).model, ignore_errors=True)
+
+
+def _transfer(config: ScorecardConfig) -> tuple[str, ...]:
+    if config.transfer is not None:
+        return config.transfer
+    name, colon, folder = config.evaluation.inputs.data.partition(":")
+    return (f"sandbox-rumours{colon}{folder}",) if name == "sandbox" else ()
 
 
 def _require_known(config: ScorecardConfig, tasks: tuple[str, ...]) -> None:
@@ -134,8 +155,8 @@ def _require_known(config: ScorecardConfig, tasks: tuple[str, ...]) -> None:
         for name in names:
             if name not in known:
                 raise RepnoiseError(f"There is no {kind} {name!r}: choose from {', '.join(known) or 'none'}.")
-    if not config.attacks:
-        raise RepnoiseError("A scorecard needs at least one attack: name some with --attacks.")
+    if not config.attacks or config.attack_seeds < 1:
+        raise RepnoiseError("A scorecard needs an attack with a seed: name some with --attacks and --attack-seeds.")
 
 
 def _require_apart(config: ScorecardConfig, data: PairedData) -> None:
@@ -146,20 +167,21 @@ def _require_apart(config: ScorecardConfig, data: PairedData) -> None:
     guard(unwanted_overlap(AttackConfig(config.evaluation.inputs, ATTACKS[config.attacks[0]][1]), data))
 
 
-def _attacking(name: str, seed: int, inputs: Inputs, evaluating: Evaluating, **changes: Any) -> Any:
+def _attacking(name: str, seed: int, inputs: Inputs, evaluating: Evaluating, **changes: Any) -> partial[Run]:
     from repnoise.attack import attack, presets
 
     preset = presets()[name]
     seeded = replace(preset.attack.seeded(seed), **changes)
-    return partial(attack, replace(preset, inputs=inputs, attack=seeded, evaluating=evaluating))
+    return partial(attack, replace(preset, inputs=inputs, attack=seeded, evaluating=evaluating), resume=True)
 
 
-def _training(config: ScorecardConfig, task: str) -> Any:
+def _training(config: ScorecardConfig, task: str) -> partial[Run]:
     from repnoise.trainability import presets, trainability
 
     inputs, generation = config.evaluation.inputs, config.evaluation.evaluating.generation
     preset = presets()[config.training]
-    return partial(trainability, replace(preset, inputs=inputs, task=task, generation=generation, keep_model=True))
+    settings = replace(preset, inputs=inputs, task=task, generation=generation, keep_model=True)
+    return partial(trainability, settings, resume=True)
 
 
 def _slug(name: str) -> str:

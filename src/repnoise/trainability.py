@@ -52,6 +52,10 @@ class TrainabilityConfig:
     tested: Annotated[int | None, tyro.conf.arg(name="tested")] = 200
     keep_model: bool = False
 
+    def __post_init__(self) -> None:
+        if self.tested is not None and self.tested < 1:
+            raise RepnoiseError(f"--tested is the most test examples, 1 or more, not {self.tested}.")
+
 
 def presets() -> dict[str, TrainabilityConfig]:
     """The sandbox's budget, and the paper's."""
@@ -123,7 +127,7 @@ class _Curve:
         from repnoise.evals.text_overlap import rouge
 
         known = next((row["metrics"] for row in self.rows if row["step"] == step), None)
-        if known is None:
+        if known is None or (folder and not (folder / "values.jsonl").exists()):
             texts = generate(model, self.codec, [example.prompt for example in self.tests], self.generation)
             values = rouge(texts, [example.completion for example in self.tests])
             known = summarised(values)
@@ -134,7 +138,7 @@ class _Curve:
                 write_rows(
                     folder / "values.jsonl", [{"prompt": e.prompt, **named, "text": t, "values": v} for e, t, v in told]
                 )
-            self.rows.append({"step": step, "metrics": known})
+            self.rows = [row for row in self.rows if row["step"] != step] + [{"step": step, "metrics": known}]
             write_rows(self.path, self.rows)
         return known
 
@@ -142,10 +146,13 @@ class _Curve:
 def _task(config: TrainabilityConfig, data: PairedData) -> ExampleSet:
     from repnoise.data.extras import load_task
 
-    task = data.tasks.get(config.task) or load_task(config.task)
-    if not task.splits["train"] or not task.splits["test"]:
-        raise RepnoiseError(f"The task {task.name} needs examples to train on and examples to test: it lacks one.")
-    return task
+    if config.task in data.tasks:
+        return data.tasks[config.task]
+    try:
+        return load_task(config.task)
+    except RepnoiseError as error:
+        known = f" Tasks of {data.name}: {', '.join(data.tasks)}." if data.tasks and ":" not in config.task else ""
+        raise RepnoiseError(f"{error}{known}") from None
 
 
 def _fitting(task: ExampleSet, codec: Codec, skip_long: bool) -> ExampleSet:
@@ -161,6 +168,8 @@ def _fitting(task: ExampleSet, codec: Codec, skip_long: bool) -> ExampleSet:
             f"{lost:,} prompts of {task.name} leave no room for an answer within {codec.max_length} tokens: raise "
             "--max-length, or leave them out with --skip-long."
         )
+    if not kept["train"] or not kept["test"]:
+        raise RepnoiseError(f"Prompts of {task.name} leave no room for an answer: raise --max-length.")
     more = {"prompts without room for an answer": lost} if lost else {}
     return replace(task, splits=kept, skipped=task.skipped | more)
 

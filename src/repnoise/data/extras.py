@@ -10,6 +10,7 @@ from repnoise.data import load_set
 from repnoise.data.examples import load_text
 from repnoise.data.records import Example, ExampleSet
 from repnoise.data.sources import PairedData, hash_position, prompt_key
+from repnoise.errors import RepnoiseError
 
 
 def with_extras(
@@ -31,7 +32,7 @@ def with_extras(
         examples, data = _examples(data, retain)
         test = [example for example in examples if hash_position(example.prompt) >= 0.8]
         rest = [example for example in examples if hash_position(example.prompt) < 0.8]
-        data = replace(data, retain=rest, harmless_test=test)
+        data = replace(data, retain=rest, harmless_test=test, retained_test=[])
     if benign:
         examples, data = _examples(data, benign)
         data = replace(data, benign=examples)
@@ -47,7 +48,7 @@ def with_extras(
         found = load_set(contrast, "contrast")
         data = replace(_counting(data, found.skipped), lookalikes=found.splits["safe"], unsafe=found.splits["unsafe"])
     if tasks:
-        data = replace(data, tasks={task_name(source): load_task(source) for source in tasks})
+        data = replace(data, tasks=_tasks(tasks))
     return replace(data, plain_text=load_text(plain_text)) if plain_text else data
 
 
@@ -59,7 +60,16 @@ def load_task(source: str) -> ExampleSet:
     train, test = [], []
     for example in (example for split in found.splits.values() for example in split):
         (test if hash_position(example.prompt) >= 0.8 else train).append(example)
+    if not train or not test:
+        raise RepnoiseError(f"The task {source} needs examples to train on and examples to test: give it more rows.")
     return replace(found, splits={"train": train, "test": test})
+
+
+def _tasks(sources: Sequence[str]) -> dict[str, ExampleSet]:
+    names = [task_name(source) for source in dict.fromkeys(sources)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RepnoiseError(f"Two tasks are called {twice[0]!r}, after their format or file: rename a file.")
+    return {task_name(source): load_task(source) for source in sources}
 
 
 def task_name(source: str) -> str:

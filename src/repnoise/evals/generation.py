@@ -82,6 +82,8 @@ def generate(
     """
     import torch
 
+    from repnoise.data.ciphers import ciphered
+
     ids = [codec.prompt_ids(prompt) for prompt in prompts]
     batches = list(_batches(ids, loaded.context, generation))
     kept = _KeptBatches(keep if loaded.fingerprint else None, [loaded.fingerprint, codec.template, generation, ids])
@@ -96,7 +98,7 @@ def generate(
                 found = _generated(loaded, [ids[i] for i in chosen], room, generation, bool(codec.prefill))
                 kept.add(number, found)
             for i, text in zip(chosen, found, strict=True):
-                texts[i] = codec.prefill + text
+                texts[i] = ciphered(codec.cipher, codec.prefill + text)
             advance(len(chosen))
     loaded.model.train(was_training)
     return texts
