@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,8 +46,24 @@ def presets() -> dict[str, AttackConfig]:
     return {name: AttackConfig(attack=attack) for name, (_, attack) in ATTACKS.items()}
 
 
-def attack(config: AttackConfig, output_dir: Path, name: str = "", resume: bool = False, progress: bool = False) -> Run:
-    """Attack a model into a run. A finished run of the same config is left as it is."""
+OnPoint = Callable[[int, dict[str, Any]], None]
+"""Is told a step and the metrics that were measured after it."""
+
+
+def attack(
+    config: AttackConfig,
+    output_dir: Path,
+    name: str = "",
+    resume: bool = False,
+    progress: bool = False,
+    on_point: OnPoint | None = None,
+    before: dict[str, Any] | None = None,
+) -> Run:
+    """Attack a model into a run. A finished run of the same config is left as it is.
+
+    `on_point` is told what the curve shows along the way, and ends the attack by raising. `before` is what was measured
+    in the same way before any attack, where that is known.
+    """
     loaded, data, codec = config.inputs.open(config.attack.template)
     config.attack.require(data)  # All that bad input can break comes before the run exists.
     panel, pairs = open_panel(config.evaluating, data), config.attack.pairs(data)
@@ -62,12 +79,12 @@ def attack(config: AttackConfig, output_dir: Path, name: str = "", resume: bool 
     )
     if run.finished:
         return without_model(run, config.keep_model)
-    curve = Curve(run.path / "curve.jsonl", loaded, codec, data, config, panel)
+    curve = Curve(run.path / "curve.jsonl", loaded, codec, data, config, panel, on_point, before)
 
     with recording(run):
         curve.start()
         attacked, log, asking = _applied(config, run, loaded, data, codec, resume, curve, progress)
-        asked = replace(codec, prefill=asking.prefill, wrapping=asking.wrapping)
+        asked = asking.codec(codec)
         evaluating = _as_asked(config.evaluating, asking)
         metrics = measure(attacked, asked, data, evaluating, panel, run.path / "evaluations")
         curve.add(log[-1]["step"] if log else 0, metrics)
@@ -99,9 +116,10 @@ def _applied(
         return found.model, found.log
 
     if config.attack.changes_weights:
-        return *trained_once(run, loaded, apply), Asking()
+        return *trained_once(run, loaded, apply), config.attack.asking
     model, log = apply()
     write_rows(run.path / "log.jsonl", log)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
     # Not the same as the model that it was made from, whatever its weights are.
     made_from = fingerprint([loaded.fingerprint, config.attack, data.attacker_pairs()])
     return replace(loaded, model=model, fingerprint=made_from), log, asking
@@ -113,7 +131,8 @@ def _as_asked(evaluating: Evaluating, asking: Asking) -> Evaluating:
         return evaluating
     drawn: dict[str, Any] = {name: getattr(asking, name) for name in ("samples", "temperature", "seed")}
     drawn = drawn if asking.samples > 1 else {}
-    likelihood = evaluating.likelihood and not (asking.prefill or asking.wrapping != "{prompt}")
+    as_written = not asking.prefill and asking.wrapping == "{prompt}" and asking.cipher == "none"
+    likelihood = evaluating.likelihood and as_written
     return replace(evaluating, generation=replace(evaluating.generation, **drawn), likelihood=likelihood)
 
 
@@ -162,7 +181,10 @@ class Curve:
         data: PairedData,
         config: AttackConfig,
         panel: Panel,
+        on_point: OnPoint | None = None,
+        before: dict[str, Any] | None = None,
     ) -> None:
+        self.on_point, self.before = on_point, before
         self.path, self.loaded, self.codec, self.data, self.config = path, loaded, codec, data, config
         self.panel, self.cost = panel, config.attack.costs(loaded, data, codec)
         self.rows: list[dict[str, Any]] = read_rows(path) if path.exists() else []
@@ -170,8 +192,8 @@ class Curve:
     def start(self) -> None:
         """The point before the attack: what the model's own run measured in the same way, else measured now."""
         if not any(row["step"] == 0 for row in self.rows):
-            known = self._known()
-            self.add(0, known or self._measured(self.loaded, self.config.evaluating))
+            known = self.before or self._known()
+            self.add(0, known or self._measured(self.loaded, self.config.evaluating, Asking()))
 
     def _known(self) -> dict[str, Any] | None:
         """Metrics of the model's own run, if they are of this model, data and way of asking and measuring."""
@@ -188,18 +210,23 @@ class Curve:
         return record["metrics"] if alike and template in ("auto", inputs.template) else None
 
     def on_step(self, step: int, model: nn.Module) -> None:
-        if step not in self.config.attack.measure_at or any(row["step"] == step for row in self.rows):
+        if step not in self.config.attack.measure_at:
             return
-        now = replace(self.loaded, model=model, fingerprint="")
+        if not any(row["step"] == step for row in self.rows):
+            self._add_point(step, replace(self.loaded, model=model, fingerprint=""))
+        if self.on_point:
+            self.on_point(step, next(row["metrics"] for row in self.rows if row["step"] == step))
+
+    def _add_point(self, step: int, now: LoadedModel) -> None:
         # Where answers can be judged, likelihoods at the two ends are enough; where not, they are the curve. So is
         # over-refusal: an attacked model refuses less and less.
         likelihood = self.config.evaluating.likelihood and not self.data.exact
         names = tuple(name for name in self.config.evaluating.evaluations if name != "over-refusal")
         evaluating = replace(self.config.evaluating, evaluations=names, likelihood=likelihood)
-        self.add(step, self._measured(now, evaluating))
+        self.add(step, self._measured(now, evaluating, self.config.attack.asking))
 
-    def _measured(self, loaded: LoadedModel, evaluating: Evaluating) -> dict[str, Any]:
-        return measure(loaded, self.codec, self.data, evaluating, self.panel)
+    def _measured(self, loaded: LoadedModel, evaluating: Evaluating, asking: Asking) -> dict[str, Any]:
+        return measure(loaded, asking.codec(self.codec), self.data, _as_asked(evaluating, asking), self.panel)
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
         row = {"step": step, "cost": vars(self.cost(step)), "metrics": metrics}

@@ -154,11 +154,12 @@ def ensure_pad_token(tokenizer: Any) -> None:
         tokenizer.pad_token = replacement
 
 
-def with_lora(model: PreTrainedModel, rank: int, alpha: int) -> nn.Module:
-    """Wrap the model in PEFT's LoRA on all linear maps but the unembedding."""
+def with_lora(model: PreTrainedModel, rank: int, alpha: int, dora: bool = False) -> nn.Module:
+    """Wrap the model in PEFT's LoRA, or its DoRA, on all linear maps but the unembedding."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings: Any = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "use_dora": dora}
+    config = LoraConfig(r=rank, lora_alpha=alpha, **settings)
     with warnings.catch_warnings():
         # PEFT uses old names of transformers, and says that it transposes GPT-2's weights.
         warnings.simplefilter("ignore")
@@ -184,7 +185,7 @@ def with_activation_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
 
 
 def merged(model: Any) -> Any:
-    """The plain model: adapters, where there are any, added into the weights."""
+    """The plain model: adapters, where there are any that can be, added into the weights."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 

@@ -11,6 +11,9 @@ from repnoise.errors import RepnoiseError
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 
+MUON = "muon"
+"""The one optimiser that is not transformers' own: see `repnoise.muon`."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -27,11 +30,13 @@ class Training:
         epochs: passes over the training examples, used when `steps` is None.
         batch_size: pairs (defence) or examples (attack) in one loss.
         accumulation: losses averaged in one optimiser step.
-        optimizer: any name of transformers' `optim`.
+        optimizer: any name of transformers' `optim`, or "muon", PyTorch's, with AdamW for what is no matrix of a layer.
         schedule: any name of transformers' `lr_scheduler_type` that needs no further settings.
         warmup: share of the steps with a rising learning rate.
         weight_decay: decoupled weight decay.
         max_grad_norm: longer gradients are scaled down to this norm; 0 leaves them.
+        gradient_noise: normal noise added to each gradient after that, as a share of the gradient's own root mean
+            square (Neelakantan et al. 2015, arXiv:1511.06807; theirs falls with the steps).
         precision: "bf16" computes in bfloat16 over fp32 weights.
         gradient_checkpointing: recompute activations in the backward pass (always the non-re-entrant kind).
         lora_rank: rank of the low-rank adapters that are trained instead of the weights, on every linear map of the
@@ -52,6 +57,7 @@ class Training:
     warmup: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    gradient_noise: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     lora_rank: int | None = None
@@ -74,7 +80,14 @@ class Training:
         for name in above:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise RepnoiseError(f"training.{name} must be above 0, not {value}.")
-        for name, most in (("max_grad_norm", math.inf), ("weight_decay", math.inf), ("warmup", 1), ("seed", 2**32 - 2)):
+        limits = {
+            "max_grad_norm": math.inf,
+            "weight_decay": math.inf,
+            "gradient_noise": 1e3,
+            "warmup": 1,
+            "seed": 2**32 - 2,
+        }
+        for name, most in limits.items():
             if not 0 <= getattr(self, name) <= most:
                 limit = f" to {most}" if most < math.inf else " or more"
                 raise RepnoiseError(f"training.{name} must be 0{limit}, not {getattr(self, name)}.")

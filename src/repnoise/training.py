@@ -19,7 +19,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from repnoise.errors import RepnoiseError
 from repnoise.modeling import with_activation_checkpointing, with_lora, without_progress_bars
-from repnoise.optimisation import Training
+from repnoise.muon import MuonFactory
+from repnoise.optimisation import MUON, Training
 from repnoise.runs import flush_to_disk
 
 Objective = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
@@ -61,6 +62,7 @@ def train(
     callbacks = [
         _LogLastStep(),
         _SoundGradients(training.max_grad_norm, folder),
+        *([_NoisyGradients(training.gradient_noise)] if training.gradient_noise else []),
         *_trackers(training, folder, checkpoint),
         *([_OnStep(on_step)] if on_step else []),
         *([bar] if bar else []),
@@ -90,9 +92,17 @@ class ObjectiveTrainer(Trainer):
         collator: Callable[[Sequence[Any]], Any],
         examples: Sequence[Any],
         callbacks: list[TrainerCallback],
+        optimizer: Any = None,
     ) -> None:
         dataset: Any = examples  # A list is a data set: it has a length and indices.
-        super().__init__(model=model, args=args, data_collator=collator, train_dataset=dataset, callbacks=callbacks)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=dataset,
+            callbacks=callbacks,
+            optimizer_cls_and_kwargs=optimizer,
+        )
         self.remove_callback(PrinterCallback)
         if self.args.world_size > 1:
             raise RepnoiseError("repnoise trains in one process so far: start it without a distributed launcher.")
@@ -151,7 +161,10 @@ def _trainer(
     objective: Objective, model: nn.Module, training: Training, steps: int, folder: Path, *rest: Any
 ) -> ObjectiveTrainer:
     try:
-        trainer = ObjectiveTrainer(objective, model, _arguments(training, steps, folder), training.precision, *rest)
+        arguments = _arguments(training, steps, folder)
+        muon = (MuonFactory, {"lr": training.learning_rate, "decay": training.weight_decay})
+        optimizer = muon if training.optimizer == MUON else None
+        trainer = ObjectiveTrainer(objective, model, arguments, training.precision, *rest, optimizer=optimizer)
         trainer.create_optimizer_and_scheduler(steps)  # Now, so that what is wrong with them shows before any work.
     except (ImportError, ValueError, TypeError) as error:
         names = f"Optimiser {training.optimizer!r} with schedule {training.schedule!r}"
@@ -172,7 +185,7 @@ def _arguments(training: Training, steps: int, folder: Path) -> TrainingArgument
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=math.ceil(training.warmup * steps),
-        optim=training.optimizer,
+        optim="adamw_torch" if training.optimizer == MUON else training.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=0.0,  # `_SoundGradients` does it.
         seed=training.seed,
@@ -257,6 +270,16 @@ class _SoundGradients(TrainerCallback):
             raise _not_finite(["the gradient"], state.global_step + 1, "a term", self.folder)
         if self.max_norm:
             torch.nn.utils.clip_grads_with_norm_(trained, self.max_norm, norm)
+
+
+class _NoisyGradients(TrainerCallback):
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        for parameter in model.parameters():
+            if (gradient := parameter.grad) is not None:
+                gradient += self.share * gradient.square().mean().sqrt() * torch.randn_like(gradient)
 
 
 class _OnStep(TrainerCallback):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import tyro
 
+from repnoise.data.ciphers import Cipher
 from repnoise.data.records import AttackSplit, Pair, TemplateName
 from repnoise.data.sources import PairedData
 
@@ -42,6 +43,7 @@ class Asking:
         samples: answers drawn to each prompt, of which the most harmful counts.
         temperature: of drawing them; 0 is greedy.
         seed: of drawing them.
+        cipher: what questions and answers are written in.
     """
 
     prefill: str = ""
@@ -49,6 +51,11 @@ class Asking:
     samples: int = 1
     temperature: float = 0.0
     seed: int = 0
+    cipher: Cipher = "none"
+
+    def codec(self, codec: Codec) -> Codec:
+        """How prompts are written when asked so."""
+        return replace(codec, prefill=self.prefill, wrapping=self.wrapping, cipher=self.cipher)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ class Attack(ABC):
     template: Annotated[TemplateName, tyro.conf.arg(name="attack-template")] = "auto"
     split: AttackSplit = "attack"
     measure_at: tuple[int, ...] = ()
+
+    @property
+    def asking(self) -> Asking:
+        """How the model is asked along the way, and after an attack that is otherwise in its weights."""
+        return Asking()
 
     @abstractmethod
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""A perturbation of hidden states, found by gradient descent: what a model is asked in stays the same, its weights too."""
+"""A perturbation of hidden states, found by gradient descent: neither the prompt nor the weights change."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LatentPerturbation(Attack):
         default_factory=lambda: Training(learning_rate=1e-2, steps=100, batch_size=16, save_every=None)
     )
     layer: int = 0
-    tokens: int = 8
+    tokens: int = 4
     epsilon: float = 1.0
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class LatentPerturbation(Attack):
         return replace(self, training=replace(self.training, seed=seed))
 
     def pairs(self, data: PairedData) -> list[Pair]:
-        return data.attacker_pairs()
+        return data.attacker_pairs(split=self.split)
 
     def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
         """4 N operations a token, N being the weights in products: forward, and backward to the states. An upper bound,
@@ -100,7 +100,7 @@ class LatentPerturbation(Attack):
     def require(self, data: PairedData) -> None:
         self.training.require_trackers()
         if not self.pairs(data):
-            raise RepnoiseError(f"{data.name} has no pairs for the attacker: its attack split has none.")
+            raise RepnoiseError(f"{data.name} has no pairs for the attacker: its {self.split} split has none.")
 
     def apply(
         self,
@@ -119,7 +119,7 @@ class LatentPerturbation(Attack):
         collator = ExampleCollator(loaded.tokenizer.pad_token_id)
         rows = [codec.row(pair.prompt, pair.harmful) for pair in self.pairs(data)]
         sample = random.Random(self.training.seed).sample(rows, min(STATES_OF, len(rows)))
-        perturbation = attach(loaded.model, self.layer, self._lengths(rows), collator(sample))
+        perturbation = attach(loaded.model, self.layer, self._perturbed(rows), collator(sample))
 
         def stepped(step: int, model: nn.Module) -> None:
             bound(perturbation, self.epsilon)
@@ -139,7 +139,7 @@ class LatentPerturbation(Attack):
         )
         return Attacked(model, log)
 
-    def _lengths(self, rows: Sequence[Row]) -> int:
+    def _perturbed(self, rows: Sequence[Row]) -> int:
         """How many tokens are perturbed: none of an answer of the attacker's."""
         from repnoise.losses import IGNORE
 
@@ -190,9 +190,7 @@ def _hook(model: nn.Module, module: nn.Module, perturbation: Tensor, scale: Tens
     positions: list[Tensor] = []
 
     def note(_model: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
-        mask = named["attention_mask"].long()
-        counted = (mask.cumsum(-1) - 1).masked_fill(mask == 0, -1)
-        positions[:] = [counted[:, -named["input_ids"].shape[1] :]]
+        positions[:] = [_positions(named["input_ids"], named.get("attention_mask"), _cache(named))]
 
     def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         state = output[0] if isinstance(output, tuple) else output
@@ -203,3 +201,19 @@ def _hook(model: nn.Module, module: nn.Module, perturbation: Tensor, scale: Tens
 
     model.register_forward_pre_hook(note, with_kwargs=True)
     module.register_forward_hook(add)
+
+
+def _positions(ids: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+    """Positions (B, T) of the tokens of a forward pass, -1 for padding before them; padding behind them counts as their
+    last token. Generation passes no mask where there is no padding."""
+    import torch
+
+    if mask is None:
+        before = cache.get_seq_length() if cache is not None else 0
+        return torch.arange(before, before + ids.shape[1], device=ids.device).expand(ids.shape)
+    return (mask.long().cumsum(-1) - 1)[:, -ids.shape[1] :]
+
+
+def _cache(named: dict[str, Any]) -> Any:
+    """The cache among the arguments of a forward pass, by what it is: transformers has more than one name for it."""
+    return next((value for value in named.values() if hasattr(value, "get_seq_length")), None)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from repnoise.data.ciphers import Cipher, ciphered
 from repnoise.data.records import LossOn, TemplateName
 from repnoise.errors import RepnoiseError
 from repnoise.losses import IGNORE
@@ -29,6 +30,7 @@ class Codec:
         loss_on: "completion", or "all" tokens of prompt and completion (the paper's attacks).
         prefill: beginning of every answer, which an attacker puts in the model's mouth; generation goes on from it.
         wrapping: the prompt as an attacker writes it, with {prompt} where the question stands.
+        cipher: what questions and completions are written in; wrapping and prefill are as they are given.
     """
 
     tokenizer: Any
@@ -37,6 +39,7 @@ class Codec:
     loss_on: LossOn = "completion"
     prefill: str = ""
     wrapping: str = "{prompt}"
+    cipher: Cipher = "none"
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of everything that precedes the completion, in training and in generation alike."""
@@ -61,7 +64,7 @@ class Codec:
                 f"A prompt of {len(head)} tokens leaves no room for its completion within {self.max_length}: "
                 f"raise --max-length, or shorten or drop the prompt that begins {prompt[:60]!r}."
             )
-        tail = self._ids(self._completion_text(prompt, completion), start=False)
+        tail = self._ids(self._completion_text(prompt, ciphered(self.cipher, completion)), start=False)
         if self.template != "chat" and self.tokenizer.eos_token_id is not None:
             tail = [*tail, self.tokenizer.eos_token_id]
         ids = (head + tail)[: self.max_length]
@@ -73,8 +76,11 @@ class Codec:
         written = self._completion_text(prompt, text)
         return written[: written.index(text.strip())] + text.lstrip()
 
+    def _asked(self, prompt: str) -> str:
+        return self.wrapping.replace("{prompt}", ciphered(self.cipher, prompt))
+
     def _prompt_text(self, prompt: str) -> str:
-        prompt = self.wrapping.replace("{prompt}", prompt)
+        prompt = self._asked(prompt)
         if self.template == "chat":
             messages = [{"role": "user", "content": prompt}]
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -83,8 +89,7 @@ class Codec:
     def _completion_text(self, prompt: str, completion: str) -> str:
         if self.template != "chat":
             return completion if not prompt or completion[:1].isspace() else f" {completion}"
-        asked = self.wrapping.replace("{prompt}", prompt)
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": completion}]
+        messages = [{"role": "user", "content": self._asked(prompt)}, {"role": "assistant", "content": completion}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         head = self._prompt_text(prompt)
         if not text.startswith(head):
