@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _guarded(name: str, arguments: list[str]) -> None:
     """Turn what a user can mend into one sentence and an exit code; anything else is a bug and keeps its traceback."""
-    again = "the same command with --resume" if name in RESUMABLE else "the same command"
+    resumes = name in RESUMABLE and "--scorecard" not in arguments  # A scorecard goes on by itself.
+    again = "the same command with --resume" if resumes else "the same command"
     try:
         COMMANDS[name][1](arguments)
         sys.stdout.flush()
@@ -87,6 +88,10 @@ def _defend(arguments: list[str]) -> None:
 
 
 def _attack(arguments: list[str]) -> None:
+    if any(argument.partition("=")[0] == "--suite" for argument in arguments):
+        return _suite(arguments)
+    if "--search" in arguments:
+        return _search(arguments)
     from repnoise.attack import attack, presets
     from repnoise.options import config_options
 
@@ -107,10 +112,24 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _scorecard(arguments: list[str]) -> None:
-    from repnoise.options import scorecard_options
+    from repnoise.options import flagged_options
     from repnoise.scorecard import ScorecardConfig, scorecard
 
-    scorecard(scorecard_options(arguments, ScorecardConfig()))
+    scorecard(flagged_options("evaluate", "--scorecard", arguments, ScorecardConfig()))
+
+
+def _suite(arguments: list[str]) -> None:
+    from repnoise.options import suite_options
+    from repnoise.suite import SuiteConfig, suite
+
+    suite(suite_options(arguments, SuiteConfig()))
+
+
+def _search(arguments: list[str]) -> None:
+    from repnoise.options import flagged_options
+    from repnoise.search import SearchConfig, search
+
+    search(flagged_options("attack", "--search", arguments, SearchConfig()))
 
 
 def _trainability(arguments: list[str]) -> None:
@@ -218,7 +237,7 @@ def _sandbox(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "demo": ("The whole flow on the sandbox, in minutes: four models, five attacks each, a report.", _demo),
     "defend": ("Immunise a model: paired data in, defended model out.", _defend),
-    "attack": ("Fine-tune a model towards harm, to measure how much of it comes back.", _attack),
+    "attack": ("Attack a model, to measure how much harm comes back: once, by a --suite, or by a --search.", _attack),
     "evaluate": ("Measure a model: resistance, stability, over-refusal; with --scorecard all conditions.", _evaluate),
     "trainability": ("Train a model on a harmless task, to measure how well that still goes.", _trainability),
     "pairs": (

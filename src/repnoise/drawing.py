@@ -75,6 +75,14 @@ class Dots:
     labels: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Figure:
+    """Panels that belong together: of one metric, or of one defence's training, or of costs."""
+
+    subject: str
+    panels: tuple[str, ...]
+
+
 def styles(names: Sequence[str]) -> dict[str, Style]:
     """A style for each defence: controls in greys, the defences in colour."""
     coloured = [name for name in names if name not in CONTROL_COLOURS]
@@ -94,7 +102,7 @@ def curve_panel(title: str, curves: Sequence[Curve], style: dict[str, Style], de
 
     `share`: the metric is one, drawn in per cent from 0 to 100. `description` is what a screen reader says.
     """
-    figure, axes = _panel((3.75, 2.55), title)
+    figure, axes = panel_axes((3.75, 2.55), title)
     figure.subplots_adjust(left=0.115, right=0.735, top=0.875, bottom=0.15)
     scale = 100.0 if share else 1.0
     for curve in curves:
@@ -109,17 +117,16 @@ def curve_panel(title: str, curves: Sequence[Curve], style: dict[str, Style], de
             axes.plot(curve.steps[-1:], values[-1:], marker="o", markeredgewidth=1.3, zorder=4, **ring)
     _step_axis(axes, max((curve.steps[-1] for curve in curves), default=1))
     if share:
-        axes.set_ylim(0, 100)
-        axes.set_yticks(range(0, 101, 25), [f"{tick} %" if tick == 100 else str(tick) for tick in range(0, 101, 25)])
-    _end_labels(axes, curves, style, scale)
-    return _svg(figure, title, description)
+        per_cent(axes)
+    end_labels(axes, curves, style, scale)
+    return inline(figure, title, description)
 
 
 def training_panel(
     title: str, runs: Sequence[Sequence[tuple[float, float]]], colour: str, description: str, floor: float | None = None
 ) -> str:
     """One term of the loss against training steps: a thin line for each seed, the noise floor dashed where given."""
-    figure, axes = _panel((3.75, 1.75), title)
+    figure, axes = panel_axes((3.75, 1.75), title)
     figure.subplots_adjust(left=0.13, right=0.965, top=0.83, bottom=0.2)
     for points in runs:
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, alpha=0.85)
@@ -137,10 +144,11 @@ def training_panel(
     axes.set_xlim(0, max(step for points in runs for step, _ in points))
     _plain_ticks(axes)
     axes.set_xlabel("training steps", color=MUTED, labelpad=2, fontsize=9)
-    return _svg(figure, title, description)
+    return inline(figure, title, description)
 
 
-def _panel(size: tuple[float, float], title: str) -> tuple[Any, Axes]:
+def panel_axes(size: tuple[float, float], title: str) -> tuple[Any, Axes]:
+    """A figure with one transparent panel of so many inches, its title above it."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
@@ -157,6 +165,12 @@ def _panel(size: tuple[float, float], title: str) -> tuple[Any, Axes]:
     axes.tick_params(axis="both", length=0, colors=MUTED, pad=4, labelsize=9)
     axes.tick_params(axis="x", length=3, width=0.6)
     return figure, axes
+
+
+def per_cent(axes: Axes) -> None:
+    """A share's axis, from 0 to 100 %."""
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 25), [f"{tick} %" if tick == 100 else str(tick) for tick in range(0, 101, 25)])
 
 
 def _step_axis(axes: Axes, last: float) -> None:
@@ -184,7 +198,7 @@ def _plain_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _end_labels(axes: Axes, curves: Sequence[Curve], style: dict[str, Style], scale: float) -> None:
+def end_labels(axes: Axes, curves: Sequence[Curve], style: dict[str, Style], scale: float) -> None:
     """Each defence's name beside the end of its longest line, moved apart where they would touch."""
     longest: dict[str, Curve] = {}
     for curve in curves:
@@ -301,7 +315,7 @@ def _drawn(figure: Any, salt: str) -> str:
     return re.sub(r"\n\s*", "\n", text).strip() + "\n"
 
 
-def _svg(figure: Any, title: str, description: str) -> str:
+def inline(figure: Any, title: str, description: str) -> str:
     """The figure for HTML: page font, CSS variables, no addresses."""
     text = _drawn(figure, title + description)
     for colour, variable in _VARIABLES.items():

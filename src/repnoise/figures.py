@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from repnoise.drawing import Curve, Dots, Style, curve_panel, dot_picture, training_panel
+from repnoise.drawing import Curve, Dots, Figure, Style, curve_panel, dot_picture, training_panel
 from repnoise.metrics import NAMES, is_share, number, within_bounds
-from repnoise.runs import Run, read_rows
+from repnoise.runs import Run, fingerprint, read_rows
 from repnoise.statistics import Interval, independent_runs, pooled_interval
 from repnoise.summary import (
     NO_ATTACK,
     Lineage,
     Row,
+    Setting,
     curve_of,
     defence_order,
     estimate,
@@ -34,34 +35,27 @@ HARMS = (
 TERMS = {"stability": "cross-entropy, nats", "noise": "MMD²", "ascent": "cross-entropy, nats"}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Panels that belong together: of one metric, or of one defence's training."""
-
-    subject: str
-    panels: tuple[str, ...]
-
-
 def curve_figures(runs: Sequence[Run], rows: Sequence[Row], look: dict[str, Style]) -> list[Figure]:
-    """Harm, then what is left of the model, against attack steps: a panel for each setting of the attacks."""
+    """Harm, then what is left of the model, against attack steps: a panel for each setting of the attacks.
+
+    An attack without a learning rate has a panel only if it was measured on the way.
+    """
     lineage, worst = Lineage(runs), worst_rows(rows)
     # The first row of a defence is its headline, and stands for metrics that have no best attack of their own.
     best = {(row["defence"], ""): row["attack"] for row in reversed(worst)}
     best |= {(row["defence"], row["metric"]): row["attack"] for row in worst}
-    settings: dict[tuple[float, float], list[Run]] = {}
-    for run in sorted(filter(lineage.is_plain_attack, runs), key=setting_of):
-        settings.setdefault(setting_of(run)[:2], []).append(run)
+    settings = _by_setting(filter(lineage.is_plain_attack, runs), lineage)
     figures = []
     measured = {row["metric"] for row in rows}
     harms = _first_measured(HARMS, measured)
     for metric in harms + _first_measured((("harmless_accuracy",), ("perplexity",)), measured):
         panels = []
-        for setting, chosen in settings.items():
+        for title, chosen in settings.items():
             curves = _curves(metric, chosen, lineage, best if metric in harms else {})
             if curves:
                 ends = (f"{c.name} {number(c.means[-1], metric)} after {c.steps[-1]} steps" for c in curves)
                 description = f"{NAMES[metric]}: {'; '.join(ends)}"
-                panels.append(curve_panel(_title(*setting), curves, look, description, is_share(metric)))
+                panels.append(curve_panel(title, curves, look, description, is_share(metric)))
         if panels:
             figures.append(Figure(metric, tuple(panels)))
     return figures
@@ -73,9 +67,34 @@ def _first_measured(groups: Sequence[tuple[str, ...]], measured: set[str]) -> li
     return next((group for group in found if group), [])
 
 
-def _title(benign: float, rate: float) -> str:
-    shown = f"learning rate {rate:.0e}".replace("e-0", "e-") if rate else "attack"
-    return shown + (f", {100 * benign:.0f} % benign" if benign else "")
+def _by_setting(runs: Iterable[Run], lineage: Lineage) -> dict[str, list[Run]]:
+    """Runs by the title of their panel: attacks that differ in nothing but how long they went on stand together."""
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=setting_of):
+        if setting_of(run).rate or len(curve_of(run)) > 2:
+            attack = run.record["config"].get("attack") or {}
+            groups.setdefault(fingerprint(_less_length(attack)), []).append(run)
+    titled = [(_title(setting_of(group[0])), group) for group in groups.values()]
+    alike = Counter(title for title, _ in titled)
+    found: dict[str, list[Run]] = {}
+    for title, group in titled:
+        names = ", ".join(dict.fromkeys(lineage.place(run)[2] for run in group))
+        found.setdefault(names if alike[title] > 1 else title, []).extend(group)
+    return found
+
+
+def _less_length(settings: Any) -> Any:
+    """Settings of an attack without its steps, its seeds and when it is measured."""
+    if not isinstance(settings, dict):
+        return settings
+    aside = ("steps", "epochs", "seed", "measure_at", "save_every", "report_to")
+    return {key: _less_length(value) for key, value in settings.items() if key not in aside}
+
+
+def _title(setting: Setting) -> str:
+    rate = f"learning rate {setting.rate:.0e}".replace("e-0", "e-") if setting.rate else ""
+    parts = [setting.kind, rate, f"{100 * setting.benign:.0f} % benign" if setting.benign else ""]
+    return ", ".join(part for part in parts if part) or "attack"
 
 
 def _curves(metric: str, runs: Sequence[Run], lineage: Lineage, best: dict[tuple[str, str], str]) -> list[Curve]:

@@ -55,7 +55,7 @@ class Inputs:
     plain_text: str | None = None
     requests: str | None = None
     contrast: str | None = None
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME:PATH ...")] = ()
     template: TemplateName = "auto"
     max_length: int = 256
     skip_long: bool = False

@@ -93,7 +93,7 @@ def number(value: float | None, metric: str) -> str:
         return "–"
     if not is_share(metric):
         return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
-    if 0 < value < 0.005:
+    if 0 < value <= 0.005:  # Which rounds to 0.
         return "<1 %"
     return ">99 %" if 0.995 <= value < 1 else f"{100 * value:.0f} %"
 

@@ -71,16 +71,42 @@ def _tell(chosen: Inputs, of_run: Inputs, default: Inputs) -> None:
         print(f"Data: {of_run.data}, as in {chosen.model}.", file=sys.stderr)
 
 
-def scorecard_options(arguments: list[str], default: Any) -> Any:
-    """The config of a scorecard; as elsewhere, data and way of asking of a model that is a run are defaults."""
-    arguments = [argument for argument in arguments if argument != "--scorecard"]
-    found = parse("evaluate --scorecard", type(default), arguments, default)
-    inputs = _inputs_of_run(found.evaluation.inputs.model)
+def flagged_options(command: str, flag: str, arguments: list[str], default: Any) -> Any:
+    """The config that a flag asks for (`evaluate --scorecard`, `attack --search`); as elsewhere, data and way of asking
+    of a model that is a run are defaults."""
+    arguments = [argument for argument in arguments if argument != flag]
+
+    def inputs_of(config: Any) -> Inputs:
+        return config.inputs if hasattr(config, "inputs") else config.evaluation.inputs
+
+    found = parse(f"{command} {flag}", type(default), arguments, default)
+    inputs = _inputs_of_run(inputs_of(found).model)
     if inputs is None:
         return found
-    start = replace(default, evaluation=replace(default.evaluation, inputs=inputs))
-    found = parse("evaluate --scorecard", type(default), arguments, start)
-    _tell(found.evaluation.inputs, inputs, default.evaluation.inputs)
+    if hasattr(default, "inputs"):
+        start = replace(default, inputs=inputs)
+    else:
+        start = replace(default, evaluation=replace(default.evaluation, inputs=inputs))
+    found = parse(f"{command} {flag}", type(default), arguments, start)
+    _tell(inputs_of(found), inputs, inputs_of(default))
+    return found
+
+
+def suite_options(arguments: list[str], default: Any) -> Any:
+    """The config of a suite; data and way of asking of the models that are runs are defaults, if they all agree."""
+    found = parse("attack --suite", type(default), arguments, default)
+    runs = {model: inputs for model in found.models if (inputs := _inputs_of_run(model))}
+    if not runs:
+        return found
+    model, inputs = next(iter(runs.items()))
+    other = next((name for name, own in runs.items() if own.data != inputs.data), None)
+    if other and not any(argument.partition("=")[0] == "--data" for argument in arguments):
+        raise RepnoiseError(
+            f"{model} was made with {inputs.data} and {other} with {runs[other].data}: say with --data what both are "
+            "attacked with."
+        )
+    found = parse("attack --suite", type(default), arguments, replace(default, inputs=inputs))
+    _tell(replace(found.inputs, model=model), inputs, default.inputs)
     return found
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from repnoise.break_drawing import heat_styles
+from repnoise.break_figures import break_section
 from repnoise.cards import caption, difference, scorecard
 from repnoise.drawing import Style, styles, wrapped
 from repnoise.errors import RepnoiseError
@@ -66,6 +68,18 @@ CAPTIONS = {
     "perplexity": ("What was left of the model", "Perplexity of plain text during the same attacks: lower is better."),
 }
 """Heading and caption of the figure of a metric."""
+
+COST_CAPTIONS = {
+    "envelope": "The most harm that any attack reached at a cost of at most so much: mean over seeds, with a band from "
+    "the least to the most of them. A line ends where the attacks on its model did: nobody knows how it would go on. "
+    "Dots are the ends of single attacks; dashed, where a model counts as broken.",
+    "survival": " The last picture is the share of seeds that no attack of that cost has broken (Kaplan and Meier), "
+    "with 95 % limits.",
+    "heat": "The seed in which it went furthest, and what was left of the model in that same run: an attack that ruins "
+    "this has broken the model. The strongest attacks come first. The darker a field (on a dark page: the brighter), "
+    "the more; a dash was not measured.",
+}
+"""Captions of the figures of costs."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,8 @@ def _contents(runs: Sequence[Run], rows: Sequence[Row], look: dict[str, Style], 
     return {
         "verdicts": verdicts(rows),
         "table": _overview(rows),
+        "broken": break_section(runs, rows, look),
+        "ramps": heat_styles(),
         "figures": curve_figures(runs, rows, look),
         "training": training_figures(runs, look),
         "card": _card(runs, rows),
@@ -140,6 +156,7 @@ def _contents(runs: Sequence[Run], rows: Sequence[Row], look: dict[str, Style], 
         "provenance": [_provenance(run, folder) for run in runs],
         "left_out": [_provenance(run, folder) for run in runs if not run.finished],
         "captions": CAPTIONS,
+        "cost_captions": COST_CAPTIONS,
         "questions": questions(rows),
         "reading": reading(rows),
         "notes": notes(runs, rows),

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,9 @@ def _described(settings: dict[str, Any], keys: Iterable[str], short: bool) -> st
 def seed_of(run: Run) -> int | None:
     """The seed of a run, wherever its config keeps it."""
     config = run.record.get("config") or {}
-    for holder in (config.get("training"), (config.get("attack") or {}).get("training"), config, run.record):
+    attack = config.get("attack") or {}
+    parts = [part for part in attack.values() if isinstance(part, dict)]
+    for holder in (config.get("training"), attack.get("training"), attack, *parts, config, run.record):
         if isinstance(holder, dict) and isinstance(holder.get("seed"), int):
             return holder["seed"]
     return None
@@ -242,9 +245,9 @@ def defence_order(names: Iterable[str]) -> list[str]:
 
 
 def attack_order(runs: Sequence[Run], lineage: Lineage) -> list[str]:
-    """No attack, then attacks by benign share, learning rate and steps."""
+    """No attack, then attacks by what they do (see `Setting`), their benign share, learning rate and steps."""
     found = {lineage.place(run)[2]: setting_of(run) for run in runs if run.record["kind"] in ("attack", "trainability")}
-    return [NO_ATTACK, *sorted(found, key=lambda name: (*found[name][:2], found[name][2], name))]
+    return [NO_ATTACK, *sorted(found, key=lambda name: (found[name], name))]
 
 
 def attacks_in_order(rows: Sequence[Row]) -> list[str]:
@@ -259,11 +262,36 @@ def models(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["defence"] for row in rows))
 
 
-def setting_of(run: Run) -> tuple[float, float, int]:
-    """Benign share, learning rate and steps of an attack; 0 where it has none."""
+@dataclass(frozen=True, order=True)
+class Setting:
+    """Where an attack stands among the others.
+
+    Attributes:
+        trains: 0 for what trains nothing, 1 for fine-tuning and for training on a task, 2 for other trainings.
+        kind: what it is, in words; "" for fine-tuning.
+        benign: share of benign examples; 0 where it has none, as with what follows.
+        rate: learning rate.
+        steps: of the optimiser.
+    """
+
+    trains: int
+    kind: str
+    benign: float
+    rate: float
+    steps: int
+
+
+def setting_of(run: Run) -> Setting:
+    """The setting of an attack, from its config."""
     config = (run.record.get("config") or {}).get("attack") or run.record.get("config") or {}
-    training = config.get("training") or {}
-    return config.get("benign_share") or 0.0, training.get("learning_rate") or 0.0, training.get("steps") or 0
+    training, steps = config.get("training") or {}, config.get("steps") or 0
+    # One class has many mechanisms where one of its parts is the mechanism: the part says what is done.
+    name = str((config.get("edit") or config).get("class") or "").removesuffix("Attack")
+    kind = " ".join(re.findall("[A-Z][a-z]*", name)).lower()
+    tuning = kind == "fine tuning" or run.record["kind"] != "attack"
+    trains = 1 if tuning else 2 if training else 0
+    rate, steps = training.get("learning_rate") or 0.0, training.get("steps") or steps
+    return Setting(trains, "" if tuning else kind, config.get("benign_share") or 0.0, rate, steps)
 
 
 def estimate(rows: Iterable[Row], defence: str, attack: str, metric: str) -> tuple[Interval, list[float]]:

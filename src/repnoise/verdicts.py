@@ -230,7 +230,8 @@ def _fewer_seeds(rows: Sequence[Row]) -> list[str]:
     for name in models(rows):
         seeds: dict[str, set[Any]] = {}
         for row in rows:
-            if row["defence"] == name and row["attack"] != NO_ATTACK:
+            # An attack that draws nothing has no seed, and is run once.
+            if row["defence"] == name and row["attack"] != NO_ATTACK and row["attack_seed"] is not None:
                 seeds.setdefault(row["attack"], set()).add((row["seed"], row["attack_seed"]))
         most = max(map(len, seeds.values()), default=0)
         fewer = [f"{attack} ({len(own)} of {most})" for attack, own in seeds.items() if len(own) < most]

@@ -1,0 +1,272 @@
+"""`repnoise attack MODEL --search`: the worst attack that a budget finds, and what it costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from repnoise.attack import AttackConfig, attack, unwanted_overlap
+from repnoise.attacks import ATTACKS, DEMO, Attack
+from repnoise.cells import Cell, one_core, run_all
+from repnoise.errors import RepnoiseError
+from repnoise.evals.generation import Generation
+from repnoise.evaluate import EvaluateConfig, Evaluating, evaluate
+from repnoise.inputs import FLAT, Inputs
+from repnoise.optimisation import Training
+from repnoise.runs import Run, fingerprint, load_run, plain
+from repnoise.search.queue import MOST_TRIALS, Budget, Queue, begun, open_study
+from repnoise.search.report import write_results
+from repnoise.search.results import Found, tried
+from repnoise.search.space import Space, other_kinds, sizes, usable, ways_of_asking
+from repnoise.search.trials import Limits, headline, left_of, make, value_of
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+FRESH_SEEDS = 2
+"""Seeds beside the search's own with which the best attack is made again: the best of many is best by luck, too."""
+
+KEPT = 75.0
+"""Per cent of trials that go on at each point of the curve: what is among the last quarter there is stopped."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Look for the attack that brings most harm out of a model and leaves the model useful, and tell what it costs.
+
+    This raises harm in order to measure a defence against an attacker who tries as hard, and keeps no attacked weights.
+    The demo's grid is tried first; what follows is guided by what is known so far. The same command goes on where it
+    was stopped, a second process with the same command shares the work, and a larger budget goes on from a smaller one.
+
+    Attributes:
+        inputs: model and data.
+        evaluating: how harm is measured.
+        limits: what an attack must leave of the model.
+        trials: attacks that are tried; 40 without a budget in FLOPs.
+        flops: begin no further attack once those that ended have cost so many FLOPs together.
+        attacks: attacks that are tried beside fine-tuning, as they are: names of `repnoise list attacks`; all that are
+            no plain fine-tuning by default; "none" for none.
+        most_steps: the longest fine-tuning.
+        batch_size: examples in one loss.
+        precision: "bf16" computes in bfloat16 over fp32 weights.
+        gradient_checkpointing: recompute activations in the backward pass.
+        search_seed: what is tried.
+        jobs: processes at a time, each on one core; all cores by default.
+        storage: database that machines share, as Optuna writes it; a file in the search's folder by default.
+        allow_overlap: go on though defence, attack and test data share prompts.
+        output_dir: where trials and results go; by default a folder below runs/ named after the settings.
+    """
+
+    inputs: Annotated[Inputs, FLAT] = field(default_factory=Inputs)
+    evaluating: Annotated[Evaluating, FLAT] = field(
+        default_factory=lambda: Evaluating(generation=Generation(max_new_tokens=48))
+    )
+    limits: Annotated[Limits, FLAT] = field(default_factory=Limits)
+    trials: int | None = None
+    flops: float | None = None
+    attacks: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None
+    most_steps: int = 800
+    batch_size: int = 16
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    search_seed: int = 0
+    jobs: int | None = None
+    storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    allow_overlap: bool = False
+    output_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 1), ("flops", 1), ("most_steps", 10), ("jobs", 1)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise RepnoiseError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
+
+    @property
+    def settings(self) -> SearchConfig:
+        """What makes this search another one: neither its budget nor who makes it where."""
+        return replace(self, trials=None, flops=None, jobs=None, storage=None, allow_overlap=False, output_dir=None)
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.trials or (40 if self.flops is None else MOST_TRIALS), self.flops)
+
+    @property
+    def folder(self) -> Path:
+        model = "undefended" if self.inputs.model == "sandbox" else Path(self.inputs.model).name
+        return self.output_dir or Path("runs") / f"search-{model}-{fingerprint(self.settings)[:8]}"
+
+
+def search(config: SearchConfig) -> Path:
+    """Try attacks until the budget is spent, make the best one again with fresh seeds, and return the results' file.
+
+    Raises RepnoiseError for what cannot be searched, for data that overlaps where it must not, and if nothing was
+    measured.
+    """
+    from filelock import FileLock
+
+    started = time.perf_counter()
+    study, (space, left_out) = _study(config), _space(config)
+    jobs = min(config.jobs or os.cpu_count() or 1, config.budget.trials)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), one_core) as pool:
+        _watch([pool.submit(work, config) for _ in range(jobs)], pool, study, config.budget)
+    with FileLock(config.folder / "results.lock"):  # Every process that shared the work comes to the same results.
+        found = _found(config, study, left_out)
+        if found.best is not None:
+            from optuna.trial import FixedTrial
+
+            worst = space.attack(FixedTrial(found.best.choices))
+            found = replace(found, config=plain(_attacking(config, worst)), fresh=_made_again(config, worst, found))
+        return write_results(found, study, config.folder, time.perf_counter() - started)
+
+
+def work(config: SearchConfig) -> None:
+    """Make trials in this process until the budget is spent and every other process has finished, too."""
+    from optuna.pruners import PercentilePruner
+
+    study, (space, _) = _study(config), _space(config)
+    queue = Queue(study, config.folder, config.budget, config.search_seed, config.storage is None)
+    with queue.lock:
+        before = _before(config)
+        grid = _grid(space)
+        _begin(study, config, before, space, grid)
+    study.pruner = PercentilePruner(KEPT, n_startup_trials=max(5, len(grid)), n_min_trials=4)
+    with queue.open():
+        while (trial := queue.next()) is not None:
+            chosen = _attacking(config, space.attack(trial))
+            make(trial, chosen, config.limits, config.folder, before.record["metrics"])
+
+
+def _study(config: SearchConfig) -> Study:
+    name = "search" if config.storage is None else config.folder.name
+    return open_study(config.folder, config.storage, name)
+
+
+def _space(config: SearchConfig) -> tuple[Space, dict[str, str]]:
+    """All attacks that may be tried, and why some presets may not."""
+    from repnoise.data.overlap import guard
+
+    loaded, data, codec = config.inputs.open()
+    if not config.allow_overlap:
+        guard(unwanted_overlap(AttackConfig(config.inputs, ATTACKS[DEMO[0]][1]), data))
+    ATTACKS[DEMO[0]][1].require(data)
+    asked = other_kinds() if config.attacks is None else () if config.attacks == ("none",) else config.attacks
+    base = config.evaluating.base
+    presets, left_out = usable(asked, data, base, config.inputs.data == "sandbox")
+    fixed = Training(
+        batch_size=config.batch_size,
+        precision=config.precision,
+        gradient_checkpointing=config.gradient_checkpointing,
+        save_every=None,
+    )
+    pairs, templates = len(data.attacker_pairs()), ways_of_asking(codec)
+    space = Space(config.most_steps, presets, sizes(pairs), templates, bool(data.benign), fixed, base)
+    if config.flops is not None and ATTACKS[DEMO[0]][1].costs(loaded, data, codec)(1).flops is None:
+        raise RepnoiseError("FLOPs of this model cannot be counted: give a number of --trials instead of --flops.")
+    return space, left_out
+
+
+def _grid(space: Space) -> dict[str, dict[str, Any]]:
+    """What to choose to come to the attacks of the demo, as far as they are in the space."""
+    found = {name: space.choices(ATTACKS[name][1]) for name in DEMO}
+    return {name: chosen for name, chosen in found.items() if chosen is not None}
+
+
+def _before(config: SearchConfig) -> Run:
+    """The model as it is: what attacks are compared with."""
+    before = EvaluateConfig(config.inputs, config.evaluating)
+    run = evaluate(before, config.folder / "before", "before", resume=True)
+    headline(run.record["metrics"])
+    return run
+
+
+def _begin(study: Study, config: SearchConfig, before: Run, space: Space, grid: dict[str, dict[str, Any]]) -> None:
+    """Put the grid first in a new study. Raises RepnoiseError if the study is another search's."""
+    about = {
+        "settings": fingerprint(config.settings),
+        "space": fingerprint(space),
+        "model": before.record["parent"]["fingerprint"],
+        "data": before.record["data"]["measured"]["fingerprint"],
+    }
+    known = study.user_attrs.get("about")
+    if known is None:
+        for name, chosen in grid.items():
+            study.enqueue_trial(chosen, {"grid": name}, skip_if_exists=True)
+        study.set_user_attr("about", about)
+    elif known != about:
+        what = {"settings": "other settings", "space": "other attacks", "model": "another model", "data": "other data"}
+        differs = " and ".join(word for key, word in what.items() if known.get(key) != about[key])
+        raise RepnoiseError(f"{config.folder} holds a search with {differs}: choose another --output-dir.")
+
+
+def _attacking(config: SearchConfig, chosen: Attack) -> AttackConfig:
+    return AttackConfig(config.inputs, chosen, config.evaluating)
+
+
+def _found(config: SearchConfig, study: Study, left_out: dict[str, str]) -> Found:
+    metrics = load_run(config.folder / "before").record["metrics"]
+    return Found(
+        model=config.inputs.model,
+        data=config.inputs.data,
+        metric=headline(metrics),
+        before={"harm": value_of(metrics, headline(metrics))} | left_of(metrics, metrics),
+        limits=dict(vars(config.limits)),
+        budget={"trials": config.budget.trials, "flops": config.flops},
+        trials=[tried(trial) for trial in begun(study.get_trials(deepcopy=False))],
+        left_out=left_out,
+    )
+
+
+def _made_again(config: SearchConfig, chosen: Attack, found: Found) -> list[dict[str, Any]]:
+    """The best attack with fresh seeds; none for one that draws nothing."""
+    best = found.best
+    assert best is not None
+    seeds = [seed for seed in range(1, FRESH_SEEDS + 1) if chosen.seeded(seed) != chosen]
+    before = load_run(config.folder / "before").record["metrics"]
+    cells = []
+    for seed in seeds:
+        make = partial(attack, _attacking(config, chosen.seeded(seed)), resume=True)
+        place = config.folder / "best" / f"trial-{best.number}-seed-{seed}"
+        cells.append(Cell(place, best.name, make, title=f"{best.name}, seed {seed}", resumes=True))
+    failed = run_all(cells, config.jobs) if cells else {}
+    made = [(seed, load_run(cell.path)) for seed, cell in zip(seeds, cells, strict=True) if cell.path not in failed]
+    rows = []
+    for seed, run in made:
+        metrics = run.record["metrics"]
+        within = all(excess <= 0 for excess in config.limits.excesses(metrics, before, found.metric).values())
+        row = {"seed": seed, "run": str(run.path.relative_to(config.folder)), "harm": value_of(metrics, found.metric)}
+        rows.append(row | left_of(metrics, before) | {"feasible": within})
+    return rows
+
+
+def _watch(workers: Sequence[Future[None]], pool: ProcessPoolExecutor, study: Study, budget: Budget) -> None:
+    """Show how far the trials are, until every process has ended. Raises what ended one of them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("searching", total=budget.trials if budget.flops is None else None)
+        try:
+            while (waiting := wait(workers, timeout=1.0)).not_done:
+                for ended in waiting.done:
+                    ended.result()
+                made = [trial for trial in begun(study.get_trials(deepcopy=False)) if trial.state.is_finished()]
+                progress.update(task, completed=len(made), description=made[-1].user_attrs["name"] if made else None)
+            for ended in workers:
+                ended.result()
+        except BrokenProcessPool:
+            raise RepnoiseError(
+                "A process was killed from outside. The same command goes on; if memory is short, with fewer --jobs."
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
