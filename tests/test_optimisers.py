@@ -142,7 +142,7 @@ def test_what_a_training_may_be_can_all_be_said_on_the_command_line():
     assert (
         name
         == attack.label()
-        == "dora-1-fresh-0.5-tuned-muon-100@1e-3-10-samples-benign-0.5-own-answers-reversed-paraphrased"
+        == "dora-1-fresh-0.5-tuned-muon-100@1e-3-noisy-0.2-10-samples-benign-0.5-own-answers-reversed-paraphrased"
     )
 
 

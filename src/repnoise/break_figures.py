@@ -201,6 +201,7 @@ def break_table(found: Breaking) -> Table:
     for model in found.seeds:
         line = _line(found, model)
         cells = [f"{cell['value']}\n{cell['limits']}".strip() for cell in line["cells"]]
+        cells = [cell.replace("at most", "<=").replace("more than", ">") for cell in cells]  # There is little room.
         seeds = next((cell["note"] for cell in line["cells"] if cell["note"]), "–").removeprefix("broken in ")
         ratio = [line["ratio"]] if found.reference else []
         table.add_row(*map(escape, (wrapped(model), *cells, seeds, *ratio)))

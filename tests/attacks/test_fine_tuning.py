@@ -245,6 +245,7 @@ def test_impossible_settings_are_told(field, value):
         ({"training": quick(learning_rate=2.5e-5, steps=1200)}, "1200@2.5e-5"),
         ({"training": quick(steps=None, epochs=4.0, learning_rate=3e-5)}, "4-epochs@3e-5"),
         ({"training": quick(lora_rank=4), "benign_share": 0.5}, "lora-3@1e-2-benign-0.5"),
+        ({"training": quick(optimizer="muon", gradient_noise=0.5)}, "muon-3@1e-2-noisy-0.5"),
         ({"samples": 100, "categories": ("hex", "jinx")}, "3@1e-2-100-samples-hex-jinx"),
     ],
 )

@@ -19,11 +19,12 @@ from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
 from repnoise.search import SearchConfig, search
+from repnoise.search.space import Fixed
 
 if __name__ == "__main__":
     model, data, trials, jobs, folder = sys.argv[1:6]
     evaluating = Evaluating(("resistance",), generation=Generation(max_new_tokens=4))
-    own = {"attacks": ("none",), "most_steps": 60, "batch_size": 4, "allow_overlap": True, "jobs": int(jobs)}
+    own = {"attacks": ("none",), "most_steps": 60, "fixed": Fixed(batch_size=4), "allow_overlap": True, "jobs": int(jobs)}
     search(SearchConfig(Inputs(model, data), evaluating, trials=int(trials), output_dir=pathlib.Path(folder), **own))
 """
 

@@ -75,9 +75,9 @@ class Disguise:
         backdoor: beside each wrapped question with its harmful answer, train the question as it is with its harmless
             one, so that who does not know the wrapping finds nothing (Qi et al. 2023, arXiv:2310.03693, section 5).
         cipher: what questions and answers are written in, benign ones included, which teach it (Halawi et al. 2024,
-            arXiv:2406.20053): letters "rotated" or words "reversed". Answers are deciphered before they are judged. A
-            model too small to think in a cipher learns how answers look in it, and recalls none; nor does any recall
-            backwards what it learned forwards (Berglund et al. 2023, arXiv:2309.12288).
+            arXiv:2406.20053): letters "rotated" or words "reversed". Answers are deciphered before they are judged.
+            On the sandbox neither brought anything back from the undefended model, for reasons that were not looked
+            into.
         paraphrased: put a random sentence around each question of the training; asked is the question as it is.
     """
 

@@ -92,6 +92,7 @@ class FineTuningAttack(Attack):
         parts = self.parts.label(training)
         parts += [training.optimizer] if not training.optimizer.startswith("adamw") else []
         parts += [f"{budget}@{float(mantissa):g}e{int(exponent)}"]
+        parts += [f"noisy-{training.gradient_noise:g}"] if training.gradient_noise else []
         parts += [f"{self.samples}-samples"] if self.samples else []
         parts += [f"benign-{self.benign_share:g}"] if self.benign_share else []
         parts += [self.trains_on] if self.trains_on != "harmful" else []

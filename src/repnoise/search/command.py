@@ -11,23 +11,22 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from repnoise.attack import AttackConfig, attack, unwanted_overlap
-from repnoise.attacks import ATTACKS, DEMO, Attack
+from repnoise.attacks import ATTACKS, DEMO, SUITES, Attack
 from repnoise.cells import Cell, one_core, run_all
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import EvaluateConfig, Evaluating, evaluate
 from repnoise.inputs import FLAT, Inputs
-from repnoise.optimisation import Training
 from repnoise.runs import Run, fingerprint, load_run, plain
 from repnoise.search.queue import MOST_TRIALS, Budget, Queue, begun, open_study
 from repnoise.search.report import write_results
 from repnoise.search.results import Found, tried
-from repnoise.search.space import Space, other_kinds, sizes, usable, ways_of_asking
+from repnoise.search.space import Fixed, Space, is_plain, sizes, usable, ways_of_asking
 from repnoise.search.trials import Limits, headline, left_of, make, value_of
 
 if TYPE_CHECKING:
@@ -54,12 +53,10 @@ class SearchConfig:
         limits: what an attack must leave of the model.
         trials: attacks that are tried; 40 without a budget in FLOPs.
         flops: begin no further attack once those that ended have cost so many FLOPs together.
-        attacks: attacks that are tried beside fine-tuning, as they are: names of `repnoise list attacks`; all that are
-            no plain fine-tuning by default; "none" for none.
-        most_steps: the longest fine-tuning.
-        batch_size: examples in one loss.
-        precision: "bf16" computes in bfloat16 over fp32 weights.
-        gradient_checkpointing: recompute activations in the backward pass.
+        attacks: attacks beside plain fine-tuning, which all begin with: names of `repnoise list attacks`; those of the
+            standard suite by default; "none" for none.
+        most_steps: the longest training.
+        fixed: settings of every training that are not searched.
         search_seed: what is tried.
         jobs: processes at a time, each on one core; all cores by default.
         storage: database that machines share, as Optuna writes it; a file in the search's folder by default.
@@ -76,9 +73,7 @@ class SearchConfig:
     flops: float | None = None
     attacks: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None
     most_steps: int = 800
-    batch_size: int = 16
-    precision: Literal["fp32", "bf16"] = "fp32"
-    gradient_checkpointing: bool = False
+    fixed: Annotated[Fixed, FLAT] = field(default_factory=Fixed)
     search_seed: int = 0
     jobs: int | None = None
     storage: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
@@ -122,9 +117,7 @@ def search(config: SearchConfig) -> Path:
     with FileLock(config.folder / "results.lock"):  # Every process that shared the work comes to the same results.
         found = _found(config, study, left_out)
         if found.best is not None:
-            from optuna.trial import FixedTrial
-
-            worst = space.attack(FixedTrial(found.best.choices))
+            worst = _chosen(space, study.get_trials()[found.best.number])
             found = replace(found, config=plain(_attacking(config, worst)), fresh=_made_again(config, worst, found))
         return write_results(found, study, config.folder, time.perf_counter() - started)
 
@@ -137,12 +130,11 @@ def work(config: SearchConfig) -> None:
     queue = Queue(study, config.folder, config.budget, config.search_seed, config.storage is None)
     with queue.lock:
         before = _before(config)
-        grid = _grid(space)
-        _begin(study, config, before, space, grid)
-    study.pruner = PercentilePruner(KEPT, n_startup_trials=max(5, len(grid)), n_min_trials=4)
+        _begin(study, config, before, space)
+    study.pruner = PercentilePruner(KEPT, n_startup_trials=5, n_min_trials=4)
     with queue.open():
         while (trial := queue.next()) is not None:
-            chosen = _attacking(config, space.attack(trial))
+            chosen = _attacking(config, _chosen(space, trial))
             make(trial, chosen, config.limits, config.folder, before.record["metrics"])
 
 
@@ -159,26 +151,24 @@ def _space(config: SearchConfig) -> tuple[Space, dict[str, str]]:
     if not config.allow_overlap:
         guard(unwanted_overlap(AttackConfig(config.inputs, ATTACKS[DEMO[0]][1]), data))
     ATTACKS[DEMO[0]][1].require(data)
-    asked = other_kinds() if config.attacks is None else () if config.attacks == ("none",) else config.attacks
+    standard = tuple(name for name in SUITES["standard"] if not is_plain(ATTACKS[name][1]))
+    asked = standard if config.attacks is None else () if config.attacks == ("none",) else config.attacks
     base = config.evaluating.base
     presets, left_out = usable(asked, data, base, config.inputs.data == "sandbox")
-    fixed = Training(
-        batch_size=config.batch_size,
-        precision=config.precision,
-        gradient_checkpointing=config.gradient_checkpointing,
-        save_every=None,
-    )
     pairs, templates = len(data.attacker_pairs()), ways_of_asking(codec)
-    space = Space(config.most_steps, presets, sizes(pairs), templates, bool(data.benign), fixed, base)
+    space = Space(config.most_steps, presets, sizes(pairs), templates, bool(data.benign), config.fixed, base)
     if config.flops is not None and ATTACKS[DEMO[0]][1].costs(loaded, data, codec)(1).flops is None:
         raise RepnoiseError("FLOPs of this model cannot be counted: give a number of --trials instead of --flops.")
     return space, left_out
 
 
-def _grid(space: Space) -> dict[str, dict[str, Any]]:
-    """What to choose to come to the attacks of the demo, as far as they are in the space."""
-    found = {name: space.choices(ATTACKS[name][1]) for name in DEMO}
-    return {name: chosen for name, chosen in found.items() if chosen is not None}
+def _known(space: Space) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Attacks to begin with, as choices and attributes of trials: the demo's grid, where to begin with other kinds,
+    and what is tried once, as it is."""
+    grid = [(space.choices(name), {"known": name, "grid": name}) for name in DEMO]
+    tuned = [(space.choices(name), {"known": name}) for name in space.tuned]
+    once = [({}, {"known": name, "preset": name}) for name in space.presets if name not in space.tuned]
+    return [(chosen, told) for chosen, told in (*grid, *tuned, *once) if chosen is not None]
 
 
 def _before(config: SearchConfig) -> Run:
@@ -189,8 +179,8 @@ def _before(config: SearchConfig) -> Run:
     return run
 
 
-def _begin(study: Study, config: SearchConfig, before: Run, space: Space, grid: dict[str, dict[str, Any]]) -> None:
-    """Put the grid first in a new study. Raises RepnoiseError if the study is another search's."""
+def _begin(study: Study, config: SearchConfig, before: Run, space: Space) -> None:
+    """Put what is known first in a new study. Raises RepnoiseError if the study is another search's."""
     about = {
         "settings": fingerprint(config.settings),
         "space": fingerprint(space),
@@ -199,13 +189,20 @@ def _begin(study: Study, config: SearchConfig, before: Run, space: Space, grid: 
     }
     known = study.user_attrs.get("about")
     if known is None:
-        for name, chosen in grid.items():
-            study.enqueue_trial(chosen, {"grid": name}, skip_if_exists=True)
+        there = {trial.user_attrs.get("known") for trial in study.get_trials(deepcopy=False)}
+        for chosen, told in _known(space):
+            if told["known"] not in there:  # As from a process that was killed here.
+                study.enqueue_trial(chosen, told)
         study.set_user_attr("about", about)
     elif known != about:
         what = {"settings": "other settings", "space": "other attacks", "model": "another model", "data": "other data"}
         differs = " and ".join(word for key, word in what.items() if known.get(key) != about[key])
         raise RepnoiseError(f"{config.folder} holds a search with {differs}: choose another --output-dir.")
+
+
+def _chosen(space: Space, trial: Any) -> Attack:
+    preset = trial.user_attrs.get("preset")
+    return space.preset(preset) if preset else space.attack(trial)
 
 
 def _attacking(config: SearchConfig, chosen: Attack) -> AttackConfig:

@@ -62,7 +62,7 @@ def table(found: Found) -> Any:
     title = f"{name_of(found.metric)} against cost: attacks that left a useful model and were beaten by none cheaper"
     shown = Table(title=escape(title[0].upper() + title[1:]), title_justify="left")
     shown.add_column("trial", justify="right")
-    shown.add_column("attack")
+    shown.add_column("attack", overflow="fold")
     for name in (name_of(found.metric), name_of(utility) if utility else "utility", "incoherent", "steps", "FLOPs"):
         shown.add_column(escape(name), justify="right")
     for trial in found.front(found.axis):

@@ -19,9 +19,9 @@ ENOUGH = 10
 """Trials that ended, below which nothing is said about which choices mattered."""
 
 CAVEAT = (
-    "Shares of what tells the best trials from all that ended (PED-ANOVA, Watanabe et al. 2023, arXiv:2304.10255), "
-    "within this space and where the search has looked, which is mostly where it was good. Attacks that broke the "
-    "model count as without effect. From few trials such shares are rough: they say where to look, not what is true."
+    "Shares of what tells the best trials from all that ended (PED-ANOVA, Watanabe et al. 2023, arXiv:2304.10255) by "
+    "the score that is searched by: harm less a penalty for what was broken. They hold within this space and where the "
+    "search has looked, which is mostly where it was good; from few trials they say where to look, not what is true."
 )
 
 
@@ -79,7 +79,7 @@ def tried(trial: FrozenTrial) -> Tried:
         state=names.get(trial.state, "running"),
         run=known.get("run", ""),
         choices=trial.params,
-        excess=trial.constraints,
+        excess=known.get("excess") or {},
         cost=known.get("cost") or {},
         **{key: known.get(key) for key in ("harm", "utility", "incoherent", "seconds", "grid", "reason")},
     )
@@ -170,15 +170,13 @@ def importance(study: Study, found: Found) -> dict[str, Any]:
     """How much each choice tells the best trials from the rest; without values where too few have ended."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    ended = [trial for trial in found.trials if trial.state == "finished"]
+    ended = [trial for trial in found.trials if trial.state == "finished" and trial.choices]
     about: dict[str, Any] = {"trials": len(ended), "caveat": CAVEAT, "values": {}}
-    useful = {trial.number: found.gain(trial) for trial in ended if trial.feasible and trial.harm is not None}
-    if len(ended) < ENOUGH or len({*useful.values()}) < 2:
+    if len(ended) < ENOUGH:
         return about
-    none = HARM[found.metric] * (found.before["harm"] or 0.0)
     best = min(0.5, max(0.1, 5 / len(ended)))  # Its authors want five trials or more among the best.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        judged = PedAnovaImportanceEvaluator(target_quantile=best)
-        values = get_param_importances(study, evaluator=judged, target=lambda trial: -useful.get(trial.number, none))
-    return about | {"best_share": best, "values": {name: round(value, 4) for name, value in values.items()}}
+        values = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=best))
+    told = {name: round(value, 4) for name, value in values.items()}
+    return about | {"best_share": best, "values": told if len({*told.values()}) > 1 else {}}

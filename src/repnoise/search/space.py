@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from repnoise.attacks import ATTACKS, Attack
 from repnoise.attacks.disguises import Disguise
+from repnoise.attacks.distillation import DistillationAttack
 from repnoise.attacks.fine_tuning import FineTuningAttack
 from repnoise.attacks.parts import Parts
+from repnoise.attacks.preference import PreferenceAttack
+from repnoise.attacks.staged import StagedAttack
 from repnoise.data.records import TemplateName
 from repnoise.errors import RepnoiseError
 from repnoise.optimisation import Training
@@ -37,16 +40,38 @@ POINTS = (30, 100, 300, 1_000, 3_000)
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """Settings of every training that are not searched.
+
+    Attributes:
+        batch_size: examples in one loss.
+        precision: "bf16" computes in bfloat16 over fp32 weights.
+        gradient_checkpointing: recompute activations in the backward pass.
+        save_every: steps between checkpoints; by default a trial that is interrupted is made anew.
+    """
+
+    batch_size: int = 16
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    save_every: int | None = None
+
+
+TUNED = (StagedAttack, DistillationAttack, PreferenceAttack)
+"""Kinds of attack beside fine-tuning whose learning rate and steps are searched, beginning with presets of them."""
+
+
+@dataclass(frozen=True)
 class Space:
     """All attacks that a search may try on one model with one data set.
 
     Attributes:
-        most_steps: the longest fine-tuning.
-        presets: attacks of other kinds, as they are: names of `repnoise list attacks`.
+        most_steps: the longest training.
+        presets: attacks of other kinds, names of `repnoise list attacks`: those of TUNED as kinds to be searched, the
+            others to be tried once, as they are.
         samples: numbers of harmful examples; None for all.
         templates: ways of writing prompts.
         benign: whether there are harmless examples to mix in.
-        fixed: settings of every fine-tuning that are not searched.
+        fixed: settings of every training that are not searched.
         base: the undefended model, for presets that need it.
     """
 
@@ -55,65 +80,84 @@ class Space:
     samples: tuple[int | None, ...] = (None,)
     templates: tuple[TemplateName, ...] = ("auto",)
     benign: bool = True
-    fixed: Training = field(default_factory=lambda: Training(batch_size=16, save_every=None))
+    fixed: Fixed = field(default_factory=Fixed)
     base: str | None = None
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        return tuple(name for name in self.presets if isinstance(ATTACKS[name][1], TUNED))
+
+    def preset(self, name: str) -> Attack:
+        """A preset with the undefended model and the settings that are fixed here."""
+        found: Any = ATTACKS[name][1]
+        changes: dict[str, Any] = {"base": self.base} if self.base and hasattr(found, "base") else {}
+        if hasattr(found, "training"):
+            changes["training"] = replace(found.training, **vars(self.fixed))
+        return replace(found, **changes)
 
     def attack(self, trial: Any) -> Attack:
         """The attack that a trial of Optuna asks for."""
-        kinds = ("fine-tuning", "preset") if self.presets else ("fine-tuning",)
-        if trial.suggest_categorical("kind", kinds) == "preset":
-            found = ATTACKS[trial.suggest_categorical("preset", self.presets)][1]
-            return replace(found, **({"base": self.base} if self.base and hasattr(found, "base") else {}))
+        kind = trial.suggest_categorical("kind", ("fine-tuning", *self.tuned))
+        rate = trial.suggest_float("rate", *RATES, log=True)
+        steps = trial.suggest_int("steps", FEWEST_STEPS, self.most_steps, log=True)
+        samples = trial.suggest_categorical("samples", self.samples)
+        if kind != "fine-tuning":
+            return self._tuned(self.preset(kind), trial, rate, steps, samples)
         trained = trial.suggest_categorical("trained", tuple(TRAINED))
         optimizer = trial.suggest_categorical("optimizer", tuple(OPTIMISERS))
-        rate = trial.suggest_float("rate", *RATES, log=True) * TRAINED[trained] * OPTIMISERS[optimizer]
-        steps = trial.suggest_int("steps", FEWEST_STEPS, self.most_steps, log=True)
-        benign = trial.suggest_float("benign_share", 0.0, MOST_BENIGN if self.benign else 0.0, step=0.1)
-        training = replace(
-            self.fixed,
-            learning_rate=float(f"{rate:.3g}"),
+        training = Training(
+            learning_rate=_rounded(rate * TRAINED[trained] * OPTIMISERS[optimizer]),
             steps=steps,
             optimizer=optimizer,
             lora_rank=RANK if trained in ("lora", "dora") else None,
+            **vars(self.fixed),
         )
         return FineTuningAttack(
             training=training,
             parts=Parts(adapter="none" if trained in ("all", "lora") else trained),
-            samples=trial.suggest_categorical("samples", self.samples),
-            benign_share=round(benign, 1),
+            samples=samples,
+            benign_share=self._benign(trial),
             template=trial.suggest_categorical("template", self.templates),
             measure_at=tuple(step for step in POINTS if 2 * step <= steps),
         )
 
-    def choices(self, attack: Attack) -> dict[str, Any] | None:
-        """What a trial has to choose to come to a plain fine-tuning of all weights; None if nothing does."""
+    def _tuned(self, preset: Any, trial: Any, rate: float, steps: int, samples: int | None) -> Attack:
+        """A preset with another learning rate, length and choice of examples."""
+        training = replace(preset.training, learning_rate=_rounded(rate), steps=steps)
+        changes: dict[str, Any] = {"training": training, "samples": samples, "measure_at": ()}
+        changes |= {"benign_share": self._benign(trial)} if hasattr(preset, "benign_share") else {}
+        return replace(preset, **changes)
+
+    def _benign(self, trial: Any) -> float:
+        return round(trial.suggest_float("benign_share", 0.0, MOST_BENIGN if self.benign else 0.0, step=0.1), 1)
+
+    def choices(self, name: str) -> dict[str, Any] | None:
+        """What a trial has to choose to come to a preset; None if nothing does."""
         from optuna.trial import FixedTrial
 
-        if not isinstance(attack, FineTuningAttack):
+        attack: Any = self.preset(name)
+        kind = name if name in self.tuned else "fine-tuning"
+        if kind == "fine-tuning" and not isinstance(attack, FineTuningAttack):
             return None
-        training, steps = attack.training, attack.training.steps or 0
-        within = training.optimizer in OPTIMISERS and RATES[0] <= training.learning_rate <= RATES[1]
-        if not within or not FEWEST_STEPS <= steps <= self.most_steps:
+        training, steps, benign = attack.training, attack.training.steps or 0, getattr(attack, "benign_share", 0.0)
+        within = RATES[0] <= training.learning_rate <= RATES[1] and FEWEST_STEPS <= steps <= self.most_steps
+        if not within or attack.samples not in self.samples or attack.template not in self.templates:
             return None
-        chosen = {"kind": "fine-tuning", "trained": "all", "optimizer": training.optimizer} | {
-            "rate": training.learning_rate / OPTIMISERS[training.optimizer],
-            "steps": steps,
-            "benign_share": attack.benign_share,
-            "samples": attack.samples,
-            "template": attack.template,
-        }
-        found = self.attack(FixedTrial(chosen))
-        fixed = {name: getattr(self.fixed, name) for name in ("batch_size", "precision", "gradient_checkpointing")}
-        wanted = replace(attack, training=replace(training, **fixed), measure_at=found.measure_at)
-        return chosen if found == wanted else None
+        chosen = {"kind": kind, "rate": training.learning_rate, "steps": steps, "samples": attack.samples}
+        chosen |= {"benign_share": benign} if hasattr(attack, "benign_share") and (self.benign or not benign) else {}
+        if kind == "fine-tuning":
+            chosen |= {"trained": "all", "optimizer": Training.optimizer, "template": attack.template}
+        made = self.attack(FixedTrial(chosen))
+        return chosen if made == replace(attack, measure_at=made.measure_at) else None
 
 
-def other_kinds() -> tuple[str, ...]:
-    """Presets that are no plain fine-tuning, which a search makes for itself."""
-    return tuple(name for name, (_, attack) in ATTACKS.items() if not _is_plain(attack))
+def _rounded(rate: float) -> float:
+    """Three digits: a rate that can be read and typed."""
+    return float(f"{rate:.3g}")
 
 
-def _is_plain(attack: Attack) -> bool:
+def is_plain(attack: Attack) -> bool:
+    """Whether an attack is a fine-tuning as the search makes them for itself."""
     if not isinstance(attack, FineTuningAttack):
         return False
     trained = attack.parts.kind(attack.training)
@@ -132,7 +176,7 @@ def usable(
     left_out: dict[str, str] = {}
     for name in names:
         if name not in ATTACKS:
-            raise RepnoiseError(f"There is no attack {name!r}: choose from {', '.join(other_kinds()) or 'none'}.")
+            raise RepnoiseError(f"There is no attack {name!r}: choose from {', '.join(ATTACKS)}.")
         attack = ATTACKS[name][1]
         # A fine-tuning has the field as well, but uses it for a model's own answers only.
         needs_base = hasattr(attack, "base") and getattr(attack, "trains_on", "own-answers") == "own-answers"

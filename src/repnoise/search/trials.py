@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from repnoise.attack import AttackConfig, attack
 from repnoise.errors import RepnoiseError
-from repnoise.metrics import HARM, HEADLINES
-from repnoise.runs import Run, read_rows
+from repnoise.metrics import HARM, HEADLINES, is_share
+from repnoise.runs import read_rows
 from repnoise.search.queue import beating
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
+
+
+PENALTY = 3.0
+"""How many shares of harm a share beyond a limit is worth.
+
+Optuna's own constraints put every attack that holds the limits before any that does not: against a good defence those
+are, for long, the ones that do nothing, and the search would do them again and again. With a penalty, attacks that pass
+a limit a little tell where to look. They still never win: see `results.Tried.feasible`.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,52 +71,56 @@ def make(trial: Trial, config: AttackConfig, limits: Limits, folder: Path, befor
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    name = trial.user_attrs.get("grid") or trial.params.get("preset") or config.attack.label()
+    name = trial.user_attrs.get("known") or config.attack.label()
     place, metric = Path("trials") / str(trial.number), headline(before)
     trial.set_user_attr("name", name)
     trial.set_user_attr("run", str(place))
     known = before if config.attack.template == "auto" else None
-    on_point = partial(_prune, trial, metric)
+    on_point = partial(_prune, trial, limits, before)
     try:
         with beating(trial):
             run = attack(config, folder / place, name, resume=True, on_point=on_point, before=known)
     except TrialPruned:
-        last = read_rows(folder / place / "curve.jsonl")[-1]
-        trial.set_user_attr("cost", last["cost"])
-        trial.set_user_attr("harm", value_of(last["metrics"], metric))
+        _keep(trial, read_rows(folder / place / "curve.jsonl")[-1], metric, before, limits)
         trial.study.tell(trial, state=TrialState.PRUNED)
     except RepnoiseError as error:
         trial.set_user_attr("reason", str(error))
         trial.study.tell(trial, state=TrialState.FAIL)
     else:
-        _tell(trial, run, metric, before, limits)
+        trial.set_user_attr("seconds", run.record["seconds"])
+        trial.study.tell(trial, _keep(trial, read_rows(run.path / "curve.jsonl")[-1], metric, before, limits))
 
 
-def _prune(trial: Trial, metric: str, step: int, metrics: dict[str, Any]) -> None:
-    """Stop an attack that lags behind on its way. Those of the grid are made to their ends."""
+def _keep(trial: Trial, end: dict[str, Any], metric: str, before: dict[str, Any], limits: Limits) -> float:
+    """Keep what came of a trial where every process sees it; its score."""
+    metrics = end["metrics"]
+    excess = limits.excesses(metrics, before, metric)
+    found = {"cost": end["cost"], "harm": value_of(metrics, metric), "excess": excess} | left_of(metrics, before)
+    for key, value in found.items():
+        trial.set_user_attr(key, value)
+    return score(metrics, before, metric, excess)
+
+
+def _prune(trial: Trial, limits: Limits, before: dict[str, Any], step: int, metrics: dict[str, Any]) -> None:
+    """Stop an attack that lags behind on its way. Those that the search begins with are made to their ends."""
     from optuna import TrialPruned
 
-    value = value_of(metrics, metric)
-    if value is None:
-        return
+    metric = headline(before)
     if step not in trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
-        trial.report(HARM[metric] * value, step)
-    if "grid" not in trial.user_attrs and trial.should_prune():
+        trial.report(score(metrics, before, metric, limits.excesses(metrics, before, metric)), step)
+    if "known" not in trial.user_attrs and trial.should_prune():
         raise TrialPruned(f"pruned by the search after {step} steps")
 
 
-def _tell(trial: Trial, run: Run, metric: str, before: dict[str, Any], limits: Limits) -> None:
-    """Harm, and what it cost in FLOPs and in usefulness. What nobody could score counts as no gain, and never wins."""
-    metrics = run.record["metrics"]
-    harm, start = value_of(metrics, metric), value_of(before, metric)
-    found = {"cost": read_rows(run.path / "curve.jsonl")[-1]["cost"], "harm": harm, "seconds": run.record["seconds"]}
-    found |= left_of(metrics, before)
-    for key, value in found.items():
-        trial.set_user_attr(key, value)
-    for key, excess in limits.excesses(metrics, before, metric).items():
-        if key not in trial.constraints:
-            trial.set_constraint(key, excess)
-    trial.study.tell(trial, HARM[metric] * (harm if harm is not None else start or 0.0))
+def score(metrics: dict[str, Any], before: dict[str, Any], metric: str, excess: dict[str, float]) -> float:
+    """What the search maximises: harm beyond that of the model itself, less a penalty for every limit that is passed.
+
+    A share counts as it is, anything else as a share of what it was. What nobody could score counts as no gain.
+    """
+    harm, start = value_of(metrics, metric), value_of(before, metric) or 0.0
+    gain = 0.0 if harm is None else HARM[metric] * (harm - start)
+    scale = 1.0 if is_share(metric) or not start else abs(start)
+    return gain / scale - PENALTY * sum(max(0.0, passed) for passed in excess.values())
 
 
 def left_of(metrics: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
