@@ -121,7 +121,7 @@ def _applied(
     write_rows(run.path / "log.jsonl", log)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     # Not the same as the model that it was made from, whatever its weights are.
-    made_from = fingerprint([loaded.fingerprint, config.attack, data.attacker_pairs()])
+    made_from = fingerprint([loaded.fingerprint, config.attack, config.attack.pairs(data)])
     return replace(loaded, model=model, fingerprint=made_from), log, asking
 
 

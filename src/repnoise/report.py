@@ -297,7 +297,7 @@ def metrics_table(run: Run) -> Table:
 
 
 def metric_lines(title: str, metrics: dict[str, Any]) -> Table:
-    """Metrics with their intervals, for the terminal."""
+    """Metrics with their intervals, for the terminal; those of single categories are in the run and the report."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -305,6 +305,8 @@ def metric_lines(title: str, metrics: dict[str, Any]) -> Table:
     for column in ("metric", "value", "95 % interval", "n"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for metric, found in metrics.items():
+        if "@" in metric:
+            continue
         value = math.nan if found.get("value") is None else found["value"]
         interval = Interval(value, found.get("low"), found.get("high"), found.get("n") or 0)
         unscored = f" ({found['unscored']} unscored)" if found.get("unscored") else ""

@@ -24,8 +24,9 @@ from repnoise.search.space import Fixed
 if __name__ == "__main__":
     model, data, trials, jobs, folder = sys.argv[1:6]
     evaluating = Evaluating(("resistance",), generation=Generation(max_new_tokens=4))
-    own = {"attacks": ("none",), "most_steps": 60, "fixed": Fixed(batch_size=4), "allow_overlap": True, "jobs": int(jobs)}
-    search(SearchConfig(Inputs(model, data), evaluating, trials=int(trials), output_dir=pathlib.Path(folder), **own))
+    own = {"attacks": ("none",), "most_steps": 60, "fixed": Fixed(batch_size=4), "allow_overlap": True}
+    own |= {"trials": int(trials), "jobs": int(jobs), "output_dir": pathlib.Path(folder)}
+    search(SearchConfig(Inputs(model, data), evaluating, **own))
 """
 
 

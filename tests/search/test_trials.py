@@ -3,6 +3,7 @@
 import optuna
 import pytest
 
+from repnoise.errors import RepnoiseError
 from repnoise.search.trials import Limits, _prune, headline, score
 
 

@@ -104,7 +104,9 @@ class Space:
         if kind != "fine-tuning":
             return self._tuned(self.preset(kind), trial, rate, steps, samples)
         trained = trial.suggest_categorical("trained", tuple(TRAINED))
-        optimizer = trial.suggest_categorical("optimizer", tuple(OPTIMISERS))
+        optimizer = Training.optimizer
+        if trained in ("all", "lora", "dora"):  # The others are vectors, which not every optimiser can train.
+            optimizer = trial.suggest_categorical("optimizer", tuple(OPTIMISERS))
         training = Training(
             learning_rate=_rounded(rate * TRAINED[trained] * OPTIMISERS[optimizer]),
             steps=steps,
@@ -141,10 +143,11 @@ class Space:
             return None
         training, steps, benign = attack.training, attack.training.steps or 0, getattr(attack, "benign_share", 0.0)
         within = RATES[0] <= training.learning_rate <= RATES[1] and FEWEST_STEPS <= steps <= self.most_steps
+        within &= self.benign or not benign
         if not within or attack.samples not in self.samples or attack.template not in self.templates:
             return None
         chosen = {"kind": kind, "rate": training.learning_rate, "steps": steps, "samples": attack.samples}
-        chosen |= {"benign_share": benign} if hasattr(attack, "benign_share") and (self.benign or not benign) else {}
+        chosen |= {"benign_share": benign} if hasattr(attack, "benign_share") else {}
         if kind == "fine-tuning":
             chosen |= {"trained": "all", "optimizer": Training.optimizer, "template": attack.template}
         made = self.attack(FixedTrial(chosen))
