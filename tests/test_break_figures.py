@@ -260,3 +260,19 @@ def test_a_page_with_names_of_strangers_has_the_section_and_its_words(two, tmp_p
     assert "## What it costs to break" in markdown and "| more than 100 (broken in 0 of 2) |" in markdown
     assert HOSTILE in shown(break_table(breaking(runs, summarise(runs))))
     assert "--harm-8:" in page and "How far" not in write_report([stranger], tmp_path / "other").read_text()
+
+
+def test_an_attack_that_only_asks_costs_nothing_and_is_no_cost_to_break(tmp_path):
+    model = fake.control(tmp_path / "model", "undefended", fake.shares(recovered=0.0))
+    trained = fake.attack(
+        tmp_path / "trained", model, "100@1e-3", fake.shares(recovered=0.9), 0, {0: fake.shares(recovered=0.0)}
+    )
+    asked = fake.attack(
+        tmp_path / "asked", model, "30@3e-4", fake.shares(recovered=1.0), 0, {0: fake.shares(recovered=0.0)}
+    )
+    rows = read_rows(asked.path / "curve.jsonl")
+    free = {"samples": 0, "tokens": 0, "flops": 0.0}
+    write_rows(asked.path / "curve.jsonl", [row | {"cost": {"steps": row["step"], **free}} for row in rows])
+    runs = [model, trained, asked]
+    found = breaking(runs, summarise(runs))
+    assert {point.attack for seed in found.seeds["undefended"] for point in seed} == {"100@1e-3"}

@@ -83,11 +83,17 @@ class Breaking:
 
 
 def breaking(runs: Sequence[Run], rows: Sequence[Row]) -> Breaking:
-    """What the runs say about costs; the same run measured twice counts once."""
+    """What the runs say about costs; the same run measured twice counts once.
+
+    An attack that only asks in another way (a begun answer, many draws) costs nothing to prepare: with it among the
+    others, whoever falls to it would cost 0, and no ratio would be known. It counts in the heat map, not here.
+    """
     lineage, found = Lineage(runs), {}
     places = {lineage.place(run): run for run in reversed(runs) if lineage.is_plain_attack(run)}
     for (model, seed, attack, attack_seed), run in places.items():
         curve = curve_of(run)
+        if _asks_only(curve):
+            continue
         points = [
             Measured(attack, {"steps": row["step"]} | (row.get("cost") or {}), row["metrics"], row is curve[-1])
             for row in curve
@@ -99,6 +105,12 @@ def breaking(runs: Sequence[Run], rows: Sequence[Row]) -> Breaking:
     threshold, why = _threshold(rows, metric, reference)
     in_order = {model: _by_seed(found[model]) for model in models(rows) if model in found}
     return Breaking(metric, threshold, why, reference, in_order)
+
+
+def _asks_only(curve: Sequence[dict[str, Any]]) -> bool:
+    """Whether nothing was computed to prepare an attack, as far as it was counted."""
+    last = (curve[-1].get("cost") or {}) if curve else {}
+    return last.get("samples") == 0 and last.get("flops") == 0
 
 
 def reference_of(rows: Sequence[Row]) -> str:

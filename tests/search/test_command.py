@@ -16,7 +16,7 @@ from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
 from repnoise.runs import Run, load_run, restored
 from repnoise.search import SearchConfig, search
-from repnoise.search.command import _begin, _chosen, _found, _known, _study, work
+from repnoise.search.command import _asked, _begin, _chosen, _found, _known, _study, work
 from repnoise.search.queue import begun
 from repnoise.search.space import Fixed, Space
 from repnoise.search.trials import Limits
@@ -51,13 +51,24 @@ def test_a_search_begins_with_the_demos_grid_and_with_each_other_kind_once(tmp_p
     study.enqueue_trial({}, {"known": DEMO[0]})  # By a process that was killed just then.
     for _ in range(2):
         _begin(study, SearchConfig(), Run(tmp_path, record), space)
-    names = [*DEMO, "dpo-30@1e-4", "prefill"]
+    names = [*DEMO, *space.guesses(), "dpo-30@1e-4", "prefill"]
     assert [trial.user_attrs["known"] for trial in study.trials] == names
     asked = [study.ask() for _ in names]
     assert [_chosen(space, trial) for trial in asked[-2:]] == [
         replace(ATTACKS["dpo-30@1e-4"][1], measure_at=()),
         ATTACKS["prefill"][1],
     ]
+
+
+def test_attacks_are_named_by_themselves_or_by_suites():
+    suite = _asked(SearchConfig())
+    assert {"prefill", "distil-200-then-30"} < {*suite} and not {*DEMO, "lora-400@3e-3"} & {*suite}
+    assert _asked(SearchConfig(attacks=("prefill", "standard", "lora-400@3e-3"))) == (
+        "prefill",
+        *(name for name in suite if name != "prefill"),
+        "lora-400@3e-3",
+    )
+    assert _asked(SearchConfig(attacks=("none",))) == ()
 
 
 def test_a_trial_repeats_with_the_same_numbers(config, tmp_path):

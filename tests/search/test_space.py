@@ -32,6 +32,13 @@ def test_what_is_not_in_the_space_has_no_choices():
     assert [Space(800).choices(name) for name in outside] == [None] * 4
     assert Space(1200).choices("1200@1e-3") is not None
     assert Space(800, benign=False).choices("100@1e-3-half-benign") is None
+    assert Space(800, templates=("plain",)).choices("30@3e-4") is None
+
+
+def test_guesses_are_attacks_of_the_names_that_they_have():
+    assert Space(800, benign=False).guesses() == Space(100).guesses() == {}
+    for name, chosen in Space(800).guesses().items():
+        assert Space(800).attack(FixedTrial(chosen)).label() == name
 
 
 def test_whatever_is_chosen_is_an_attack():

@@ -53,8 +53,8 @@ class SearchConfig:
         limits: what an attack must leave of the model.
         trials: attacks that are tried; 40 without a budget in FLOPs.
         flops: begin no further attack once those that ended have cost so many FLOPs together.
-        attacks: attacks beside plain fine-tuning, which all begin with: names of `repnoise list attacks`; those of the
-            standard suite by default; "none" for none.
+        attacks: attacks to begin with beside plain fine-tuning: names of suites and of `repnoise list attacks`; "none"
+            for none.
         most_steps: the longest training.
         fixed: settings of every training that are not searched.
         search_seed: what is tried.
@@ -71,7 +71,7 @@ class SearchConfig:
     limits: Annotated[Limits, FLAT] = field(default_factory=Limits)
     trials: int | None = None
     flops: float | None = None
-    attacks: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None
+    attacks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("standard",)
     most_steps: int = 800
     fixed: Annotated[Fixed, FLAT] = field(default_factory=Fixed)
     search_seed: int = 0
@@ -151,10 +151,8 @@ def _space(config: SearchConfig) -> tuple[Space, dict[str, str]]:
     if not config.allow_overlap:
         guard(unwanted_overlap(AttackConfig(config.inputs, ATTACKS[DEMO[0]][1]), data))
     ATTACKS[DEMO[0]][1].require(data)
-    standard = tuple(name for name in SUITES["standard"] if not is_plain(ATTACKS[name][1]))
-    asked = standard if config.attacks is None else () if config.attacks == ("none",) else config.attacks
     base = config.evaluating.base
-    presets, left_out = usable(asked, data, base, config.inputs.data == "sandbox")
+    presets, left_out = usable(_asked(config), data, base, config.inputs.data == "sandbox")
     pairs, templates = len(data.attacker_pairs()), ways_of_asking(codec)
     space = Space(config.most_steps, presets, sizes(pairs), templates, bool(data.benign), config.fixed, base)
     if config.flops is not None and ATTACKS[DEMO[0]][1].costs(loaded, data, codec)(1).flops is None:
@@ -162,13 +160,23 @@ def _space(config: SearchConfig) -> tuple[Space, dict[str, str]]:
     return space, left_out
 
 
+def _asked(config: SearchConfig) -> tuple[str, ...]:
+    """Names of presets, with those of suites in the place of a suite: of these what is no plain fine-tuning."""
+    found: list[str] = []
+    for name in config.attacks if config.attacks != ("none",) else ():
+        others = [other for other in SUITES.get(name, ()) if not is_plain(ATTACKS[other][1])]
+        found += others if name in SUITES else [name]
+    return tuple(dict.fromkeys(found))
+
+
 def _known(space: Space) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Attacks to begin with, as choices and attributes of trials: the demo's grid, where to begin with other kinds,
-    and what is tried once, as it is."""
+    """Attacks to begin with, as choices and attributes of trials: the demo's grid, where else to begin, and what is
+    tried once, as it is."""
     grid = [(space.choices(name), {"known": name, "grid": name}) for name in DEMO]
+    guesses = [(chosen, {"known": name}) for name, chosen in space.guesses().items()]
     tuned = [(space.choices(name), {"known": name}) for name in space.tuned]
     once = [({}, {"known": name, "preset": name}) for name in space.presets if name not in space.tuned]
-    return [(chosen, told) for chosen, told in (*grid, *tuned, *once) if chosen is not None]
+    return [(chosen, told) for chosen, told in (*grid, *guesses, *tuned, *once) if chosen is not None]
 
 
 def _before(config: SearchConfig) -> Run:

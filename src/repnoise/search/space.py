@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,6 +33,15 @@ TRAINED = {"all": 1.0, "lora": 5.0, "dora": 5.0, "ia3": 30.0, "prefix": 30.0}
 RANK = 16
 FEWEST_STEPS = 10
 MOST_BENIGN = 0.9
+THEN_STEPS = (10, 200)
+"""Harmful steps after a distillation."""
+
+GUESSES = {
+    "200@1e-3-benign-0.7": {"trained": "all", "optimizer": "adamw_torch_fused"},
+    "lora-200@5e-3-benign-0.7": {"trained": "lora", "optimizer": "adamw_torch_fused"},
+}
+"""Where to begin beside the presets: with enough benign examples to keep a model useful."""
+
 SAMPLES = (10, 100, 1_000, 10_000)
 """Numbers of harmful examples, beside all that the attacker has."""
 
@@ -128,10 +138,19 @@ class Space:
         training = replace(preset.training, learning_rate=_rounded(rate), steps=steps)
         changes: dict[str, Any] = {"training": training, "samples": samples, "measure_at": ()}
         changes |= {"benign_share": self._benign(trial)} if hasattr(preset, "benign_share") else {}
+        if hasattr(preset, "then_steps"):
+            changes["then_steps"] = trial.suggest_int("then_steps", *THEN_STEPS, log=True)
+            changes["then_learning_rate"] = _rounded(trial.suggest_float("then_rate", *RATES, log=True))
         return replace(preset, **changes)
 
     def _benign(self, trial: Any) -> float:
         return round(trial.suggest_float("benign_share", 0.0, MOST_BENIGN if self.benign else 0.0, step=0.1), 1)
+
+    def guesses(self) -> dict[str, dict[str, Any]]:
+        """Choices to begin with that are no preset; none where nothing harmless can be mixed in."""
+        common = {"kind": "fine-tuning", "rate": 1e-3, "steps": 200, "samples": None, "benign_share": 0.7}
+        fits = self.benign and self.most_steps >= common["steps"]
+        return {name: common | {"template": "auto"} | own for name, own in GUESSES.items()} if fits else {}
 
     def choices(self, name: str) -> dict[str, Any] | None:
         """What a trial has to choose to come to a preset; None if nothing does."""
@@ -141,16 +160,18 @@ class Space:
         kind = name if name in self.tuned else "fine-tuning"
         if kind == "fine-tuning" and not isinstance(attack, FineTuningAttack):
             return None
-        training, steps, benign = attack.training, attack.training.steps or 0, getattr(attack, "benign_share", 0.0)
-        within = RATES[0] <= training.learning_rate <= RATES[1] and FEWEST_STEPS <= steps <= self.most_steps
-        within &= self.benign or not benign
-        if not within or attack.samples not in self.samples or attack.template not in self.templates:
-            return None
-        chosen = {"kind": kind, "rate": training.learning_rate, "steps": steps, "samples": attack.samples}
-        chosen |= {"benign_share": benign} if hasattr(attack, "benign_share") else {}
+        training = attack.training
+        chosen = {"kind": kind, "rate": training.learning_rate, "steps": training.steps or 0, "samples": attack.samples}
         if kind == "fine-tuning":
-            chosen |= {"trained": "all", "optimizer": Training.optimizer, "template": attack.template}
-        made = self.attack(FixedTrial(chosen))
+            chosen |= {"trained": "all", "optimizer": training.optimizer, "template": attack.template}
+        own = {"benign_share": "benign_share", "then_steps": "then_steps", "then_rate": "then_learning_rate"}
+        chosen |= {choice: getattr(attack, field) for choice, field in own.items() if hasattr(attack, field)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # What is outside the space.
+            try:
+                made = self.attack(FixedTrial(chosen))
+            except (ValueError, UserWarning):
+                return None
         return chosen if made == replace(attack, measure_at=made.measure_at) else None
 
 
