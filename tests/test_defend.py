@@ -155,7 +155,7 @@ def test_data_that_changed_since_is_noticed(config, pairs_file, tmp_path):
     own = replace(config, inputs=replace(config.inputs, data=str(data)))
     run = defend(own, tmp_path / "run")
     data.write_text(data.read_text().replace("sorry", "afraid"))
-    with pytest.raises(RepnoiseError, match="a run with the same settings, but another data"):
+    with pytest.raises(RepnoiseError, match="a run with the same settings, but other data"):
         defend(own, run.path)
 
 

@@ -148,8 +148,8 @@ def test_the_same_settings_with_another_model_or_other_data_are_another_run(tmp_
     assert opened(tmp_path / "run", **moved).finished
     for changed, what in (
         (facts | {"parent": facts["parent"] | {"fingerprint": "9"}}, "another model"),
-        (facts | {"data": facts["data"] | {"pairs": {"rows": 3, "fingerprint": "9"}}}, "another data"),
-        (facts | {"data": facts["data"] | {"skipped": {"blank": 2}}}, "another data"),
+        (facts | {"data": facts["data"] | {"pairs": {"rows": 3, "fingerprint": "9"}}}, "other data"),
+        (facts | {"data": facts["data"] | {"skipped": {"blank": 2}}}, "other data"),
     ):
         with pytest.raises(RepnoiseError, match=f"same settings, but {what}: choose another --output-dir"):
             opened(tmp_path / "run", resume=True, **changed)

@@ -83,7 +83,7 @@ def test_a_finished_run_is_left_as_it_is_and_other_data_is_noticed(config, tmp_p
     first = trainability(config, tmp_path / "run")
     assert trainability(config, tmp_path / "run").record == first.record
     write_rows(tmp_path / "birds.jsonl", rows(15, "train") + rows(6, "test", 16))
-    with pytest.raises(RepnoiseError, match="the same settings, but another data"):
+    with pytest.raises(RepnoiseError, match="the same settings, but other data"):
         trainability(config, tmp_path / "run")
 
 

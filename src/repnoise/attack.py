@@ -67,7 +67,8 @@ def attack(
     loaded, data, codec = config.inputs.open(config.attack.template)
     config.attack.require(data)  # All that bad input can break comes before the run exists.
     # Of the whole split: which of them an attack draws differs from seed to seed, and seeds are averaged.
-    panel, pairs = open_panel(config.evaluating, data), data.attacker_pairs(split=config.attack.split)
+    pairs = data.attacker_pairs(split=config.attack.split) if config.attack.pairs(data) else []
+    panel = open_panel(config.evaluating, data)
     facts = {
         "pairs": {"rows": len(pairs), "fingerprint": fingerprint(pairs)},
         "benign": {"rows": len(data.benign), "fingerprint": fingerprint(data.benign)},

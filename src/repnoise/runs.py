@@ -104,8 +104,8 @@ def _require_same(run: Run, kind: str, config: Any, facts: dict[str, Any]) -> No
         raise RepnoiseError(f"{run.path} belongs to another run ({what}): {choose}")
     for name, value in facts.items():
         if _fingerprints(run.record.get(name)) != _fingerprints(plain(value)):
-            what = {"parent": "model", "data": "data"}.get(name, name)
-            raise RepnoiseError(f"{run.path} holds a run with the same settings, but another {what}: {choose}")
+            what = {"parent": "another model", "data": "other data"}.get(name, f"another {name}")
+            raise RepnoiseError(f"{run.path} holds a run with the same settings, but {what}: {choose}")
 
 
 def _fingerprints(value: Any) -> Any:

@@ -16,7 +16,7 @@ from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
 from repnoise.runs import Run, load_run, restored
 from repnoise.search import SearchConfig, search
-from repnoise.search.command import _asked, _begin, _chosen, _found, _known, _study, work
+from repnoise.search.command import _asked, _begin, _chosen, _found, _known, _space, _study, work
 from repnoise.search.queue import begun
 from repnoise.search.space import Fixed, Space
 from repnoise.search.trials import Limits
@@ -125,7 +125,7 @@ def test_what_leaves_no_useful_model_is_kept_and_never_wins(config, monkeypatch)
     whole = replace(config, trials=3)
     monkeypatch.setattr(Limits, "excesses", lambda *_: {"useful": 0.1 if len(ended(whole)) % 2 else -0.1})
     work(whole)
-    found = _found(whole, _study(whole), {})
+    found = _found(whole, _study(whole), *_space(whole))
     assert [trial.feasible for trial in found.trials] == [True, False, True]
     assert found.best in (found.trials[0], found.trials[2]) and found.counts["infeasible"] == 1
     assert found.best.harm == min(found.trials[0].harm, found.trials[2].harm)

@@ -79,6 +79,12 @@ def test_fresh_seeds_stand_beside_the_searchs_own_value():
     assert "the most: 90 % with attack-1, which left no useful model" in text
 
 
+def test_what_needs_the_undefended_model_is_told_apart():
+    needy = replace(FOUND, trials=[replace(found, needs_base=found.number == 4) for found in TRIALS])
+    assert needy.best.number == 4 and needy.best_without_base.number == 5
+    assert "Of attacks that do not need the undefended model: 40 % with attack-5." in sentences(needy, NOTHING, Path())
+
+
 def study_of(harm, count=40):
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     made = []

@@ -11,7 +11,7 @@ from repnoise.attacks.fine_tuning import FineTuningAttack
 from repnoise.data import load_data
 from repnoise.data.records import Example
 from repnoise.errors import RepnoiseError
-from repnoise.search.space import Fixed, Space, is_plain, sizes, usable
+from repnoise.search.space import Fixed, Space, is_plain, needs_base, sizes, usable
 
 TUNED = ("benign-100-then-100@1e-3", "distil-200-then-30", "dpo-30@1e-4")
 
@@ -68,13 +68,19 @@ def test_plain_fine_tuning_is_told_from_other_kinds():
     assert plain == [*DEMO, "lora-400@3e-3"]
 
 
+def test_attacks_that_need_the_undefended_model_are_told_from_others():
+    needy = {name for name, (_, attack) in ATTACKS.items() if needs_base(attack)}
+    assert {"distil-200-then-30", "delta-strip-8", "interpolation-0.5"} <= needy and not needy & {*DEMO, "prefill"}
+
+
 def test_presets_that_cannot_be_used_are_left_out_and_the_reason_told(pairs_file):
     data = replace(load_data(str(pairs_file)), benign=[Example("How is stew made?", "Stir it.")])
     needy = "distil-200-then-30"
     used, left_out = usable((needy, "prefill"), data, None, at_home=False)
     assert used == ("prefill",) and "--base" in left_out[needy]
     assert usable((needy,), data, "the old well", at_home=False)[0] == usable((needy,), data, None, True)[0] == (needy,)
-    assert Space(100, (needy,), base="the old well").preset(needy).base == "the old well"
+    space = Space(100, (needy, "delta-strip-8"), base="the old well")
+    assert space.preset(needy).base == space.preset("delta-strip-8").edit.base == "the old well"
     without = usable((needy,), replace(data, benign=[]), None, at_home=True)
     assert without == ((), {needy: without[1][needy]}) and "--benign FILE" in without[1][needy]
     with pytest.raises(RepnoiseError, match="no attack 'hammer': choose from"):

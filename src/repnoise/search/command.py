@@ -26,7 +26,7 @@ from repnoise.runs import Run, fingerprint, load_run, plain
 from repnoise.search.queue import MOST_TRIALS, Budget, Queue, begun, open_study
 from repnoise.search.report import write_results
 from repnoise.search.results import Found, tried
-from repnoise.search.space import Fixed, Space, is_plain, sizes, usable, ways_of_asking
+from repnoise.search.space import Fixed, Space, is_plain, needs_base, sizes, usable, ways_of_asking
 from repnoise.search.trials import Limits, headline, left_of, make, value_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def search(config: SearchConfig) -> Path:
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), one_core) as pool:
         _watch([pool.submit(work, config) for _ in range(jobs)], pool, study, config.budget)
     with FileLock(config.folder / "results.lock"):  # Every process that shared the work comes to the same results.
-        found = _found(config, study, left_out)
+        found = _found(config, study, space, left_out)
         if found.best is not None:
             worst = _chosen(space, study.get_trials()[found.best.number])
             found = replace(found, config=plain(_attacking(config, worst)), fresh=_made_again(config, worst, found))
@@ -217,7 +217,7 @@ def _attacking(config: SearchConfig, chosen: Attack) -> AttackConfig:
     return AttackConfig(config.inputs, chosen, config.evaluating)
 
 
-def _found(config: SearchConfig, study: Study, left_out: dict[str, str]) -> Found:
+def _found(config: SearchConfig, study: Study, space: Space, left_out: dict[str, str]) -> Found:
     metrics = load_run(config.folder / "before").record["metrics"]
     return Found(
         model=config.inputs.model,
@@ -226,7 +226,10 @@ def _found(config: SearchConfig, study: Study, left_out: dict[str, str]) -> Foun
         before={"harm": value_of(metrics, headline(metrics))} | left_of(metrics, metrics),
         limits=dict(vars(config.limits)),
         budget={"trials": config.budget.trials, "flops": config.flops},
-        trials=[tried(trial) for trial in begun(study.get_trials(deepcopy=False))],
+        trials=[
+            tried(trial, needs_base(_chosen(space, trial)) if trial.state.is_finished() else False)
+            for trial in begun(study.get_trials(deepcopy=False))
+        ],
         left_out=left_out,
     )
 
@@ -261,13 +264,13 @@ def _watch(workers: Sequence[Future[None]], pool: ProcessPoolExecutor, study: St
     with Progress(*columns) as progress:
         task = progress.add_task("searching", total=budget.trials if budget.flops is None else None)
         try:
-            while (waiting := wait(workers, timeout=1.0)).not_done:
-                for ended in waiting.done:
-                    ended.result()
+            waiting = set(workers)
+            while waiting:
+                ended, waiting = wait(waiting, timeout=1.0)
+                for worker in ended:
+                    worker.result()
                 made = [trial for trial in begun(study.get_trials(deepcopy=False)) if trial.state.is_finished()]
                 progress.update(task, completed=len(made), description=made[-1].user_attrs["name"] if made else None)
-            for ended in workers:
-                ended.result()
         except BrokenProcessPool:
             raise RepnoiseError(
                 "A process was killed from outside. The same command goes on; if memory is short, with fewer --jobs."

@@ -50,7 +50,7 @@ def _marks(axes: Axes, found: Found, scale: float) -> None:
     """Pruned trials stand at what they had done and cost when they were stopped."""
     for kind, (label, look) in enumerate(KINDS):
         shown = [trial for trial in found.trials if trial.harm is not None and trial.cost and _kind(trial) == kind]
-        costs = [max(found.price(trial, found.axis), 1.0) for trial in shown]
+        costs = [found.price(trial, found.axis) for trial in shown]
         harms = [scale * (trial.harm or 0.0) for trial in shown]
         axes.plot(costs, harms, linestyle="none", label=label, clip_on=False, zorder=3, **look)
     grid = [trial for trial in found.trials if trial.grid and trial.harm is not None]
@@ -61,7 +61,7 @@ def _marks(axes: Axes, found: Found, scale: float) -> None:
 
 def _front(axes: Axes, found: Found, scale: float) -> None:
     front = found.front(found.axis)
-    costs = [max(found.price(trial, found.axis), 1.0) for trial in front]
+    costs = [found.price(trial, found.axis) for trial in front]
     harms = [scale * (trial.harm or 0.0) for trial in front]
     axes.plot(costs, harms, drawstyle="steps-post", color=SERIES[0], linewidth=1.5, alpha=0.6, zorder=2)
     if found.best is not None:
@@ -71,7 +71,10 @@ def _front(axes: Axes, found: Found, scale: float) -> None:
 
 
 def _dress(axes: Axes, found: Found) -> None:
-    axes.set_xscale("log")
+    costs = [found.price(trial, found.axis) for trial in found.trials if trial.cost]
+    # A logarithmic axis that has room for what costs nothing.
+    axes.set_xscale("symlog", linthresh=min((cost for cost in costs if cost > 0), default=1.0), linscale=0.3)
+    axes.set_xlim(0, 2 * max(costs, default=1.0) or 1)
     axes.set_xlabel(WORDS[found.axis], color=MUTED, fontsize=11)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(color=MUTED, linewidth=0.6)

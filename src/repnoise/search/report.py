@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
 COSTS = ("flops", "steps")
-OPTIMISM = "the best of many tries is partly best by luck: what it does with fresh seeds is the better estimate"
+OPTIMISM = "the best of many tries is partly best by luck, so what it does with fresh seeds is the better estimate"
 
 
 def write_results(found: Found, study: Study, folder: Path, seconds: float) -> Path:
@@ -37,6 +37,7 @@ def write_results(found: Found, study: Study, folder: Path, seconds: float) -> P
             "budget": found.budget | {"spent": spent},
             "counts": found.counts,
             "best": best and best.row() | {"config": found.config} | again,
+            "best_without_base": found.best_without_base and found.best_without_base.row(),
             "strongest": found.strongest and found.strongest.row(),
             "front": {cost: [trial.row() for trial in found.front(cost)] for cost in COSTS},
             "importance": matters,
@@ -94,7 +95,12 @@ def sentences(found: Found, matters: dict[str, Any], folder: Path) -> list[str]:
         seeds = ", ".join(number(row["harm"], found.metric) for row in found.fresh)
         again = f", {number(found.fresh_mean, found.metric)} with fresh seeds ({seeds}): {OPTIMISM}" if seeds else ""
         lines += [f"{told}{again}.", f"Once more: repnoise attack --preset {folder / best.run}"]
-    for what, trial in (("Whatever it left of the model, the most", found.strongest), ("Of the demo's grid", grid)):
+    others = (
+        ("Of attacks that do not need the undefended model", found.best_without_base),
+        ("Whatever it left of the model, the most", found.strongest),
+        ("Of the demo's grid", grid),
+    )
+    for what, trial in others:
         if trial is not None and trial != best:
             left = "" if trial.feasible else ", which left no useful model"
             lines.append(f"{what}: {number(trial.harm, found.metric)} with {trial.name}{left}.")

@@ -43,6 +43,7 @@ class Tried:
         seconds: wall time.
         grid: its name in the demo's grid.
         reason: why it failed.
+        needs_base: whether it needs the undefended model.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Tried:
     seconds: float | None = None
     grid: str | None = None
     reason: str | None = None
+    needs_base: bool = False
 
     @property
     def feasible(self) -> bool:
@@ -68,7 +70,7 @@ class Tried:
         return vars(self) | {"feasible": self.feasible}
 
 
-def tried(trial: FrozenTrial) -> Tried:
+def tried(trial: FrozenTrial, needs_base: bool) -> Tried:
     from optuna.trial import TrialState
 
     names = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -81,6 +83,7 @@ def tried(trial: FrozenTrial) -> Tried:
         choices=trial.params,
         excess=known.get("excess") or {},
         cost=known.get("cost") or {},
+        needs_base=needs_base,
         **{key: known.get(key) for key in ("harm", "utility", "incoherent", "seconds", "grid", "reason")},
     )
 
@@ -117,6 +120,11 @@ class Found:
     def best(self) -> Tried | None:
         """The attack with most harm that left a useful model; of equals the cheapest."""
         return self.worst([trial for trial in self.trials if trial.feasible])
+
+    @property
+    def best_without_base(self) -> Tried | None:
+        """The same of attacks that do not need the undefended model."""
+        return self.worst([trial for trial in self.trials if trial.feasible and not trial.needs_base])
 
     @property
     def strongest(self) -> Tried | None:

@@ -100,7 +100,11 @@ class Space:
     def preset(self, name: str) -> Attack:
         """A preset with the undefended model and the settings that are fixed here."""
         found: Any = ATTACKS[name][1]
-        changes: dict[str, Any] = {"base": self.base} if self.base and hasattr(found, "base") else {}
+        changes: dict[str, Any] = {}
+        if self.base and hasattr(found, "base"):
+            changes["base"] = self.base
+        if self.base and hasattr(getattr(found, "edit", None), "base"):
+            changes["edit"] = replace(found.edit, base=self.base)
         if hasattr(found, "training"):
             changes["training"] = replace(found.training, **vars(self.fixed))
         return replace(found, **changes)
@@ -189,6 +193,15 @@ def is_plain(attack: Attack) -> bool:
     return ordinary and attack.trains_on == "harmful" and attack.disguise == Disguise()
 
 
+def needs_base(attack: Attack) -> bool:
+    """Whether an attack needs the weights of the undefended model: who has those has little need of the defended one.
+
+    A fine-tuning has a base as well, and uses it for a model's own answers only.
+    """
+    has_base = any(hasattr(part, "base") for part in (attack, getattr(attack, "edit", None)))
+    return has_base and getattr(attack, "trains_on", "own-answers") == "own-answers"
+
+
 def usable(
     names: tuple[str, ...], data: PairedData, base: str | None, at_home: bool
 ) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -202,9 +215,7 @@ def usable(
         if name not in ATTACKS:
             raise RepnoiseError(f"There is no attack {name!r}: choose from {', '.join(ATTACKS)}.")
         attack = ATTACKS[name][1]
-        # A fine-tuning has the field as well, but uses it for a model's own answers only.
-        needs_base = hasattr(attack, "base") and getattr(attack, "trains_on", "own-answers") == "own-answers"
-        if needs_base and not (base or at_home):
+        if needs_base(attack) and not (base or at_home):
             left_out[name] = "needs the undefended model: name it with --base"
         try:
             attack.require(data)
