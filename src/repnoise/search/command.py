@@ -218,6 +218,8 @@ def _attacking(config: SearchConfig, chosen: Attack) -> AttackConfig:
 
 
 def _found(config: SearchConfig, study: Study, space: Space, left_out: dict[str, str]) -> Found:
+    from optuna.trial import TrialState
+
     metrics = load_run(config.folder / "before").record["metrics"]
     return Found(
         model=config.inputs.model,
@@ -227,7 +229,7 @@ def _found(config: SearchConfig, study: Study, space: Space, left_out: dict[str,
         limits=dict(vars(config.limits)),
         budget={"trials": config.budget.trials, "flops": config.flops},
         trials=[
-            tried(trial, needs_base(_chosen(space, trial)) if trial.state.is_finished() else False)
+            tried(trial, trial.state == TrialState.COMPLETE and needs_base(_chosen(space, trial)))
             for trial in begun(study.get_trials(deepcopy=False))
         ],
         left_out=left_out,

@@ -66,7 +66,7 @@ def _front(axes: Axes, found: Found, scale: float) -> None:
     axes.plot(costs, harms, drawstyle="steps-post", color=SERIES[0], linewidth=1.5, alpha=0.6, zorder=2)
     if found.best is not None:
         best: dict[str, Any] = {"markersize": 16, "markerfacecolor": "none", "markeredgecolor": SERIES[1]}
-        label = f"the worst: {found.best.name}, {number(found.best.harm, found.metric)}"
+        label = f"the worst: {number(found.best.harm, found.metric)}"
         axes.plot(costs[-1:], harms[-1:], marker="o", linestyle="none", markeredgewidth=1.6, label=label, **best)
 
 
@@ -87,7 +87,12 @@ def _dress(axes: Axes, found: Found) -> None:
 
 def _told(found: Found) -> str:
     counts = found.counts
+    worst = f" The worst: {_cut(found.best.name)}." if found.best else ""
     return (
         f"{counts['begun']} trials: {counts['finished']} finished, {counts['pruned']} pruned, {counts['failed']} "
-        "failed. The line joins what no cheaper attack beat."
+        f"failed. The line joins what no cheaper attack beat.{worst}"
     )
+
+
+def _cut(name: str, most: int = 44) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
