@@ -92,7 +92,7 @@ def test_a_finished_run_is_left_as_it_is_and_other_data_is_noticed(table, tmp_pa
     assert (first.path / "report.md").read_text() == "mine"
     lines = (tmp_path / "table.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "table.jsonl").write_text("".join(lines[:-10]))
-    with pytest.raises(RepnoiseError, match="another data"):
+    with pytest.raises(RepnoiseError, match="other data"):
         train_judge(config, tmp_path / "run")
 
 
