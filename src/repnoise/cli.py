@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _guarded(name: str, arguments: list[str]) -> None:
     """Turn what a user can mend into one sentence and an exit code; anything else is a bug and keeps its traceback."""
-    resumes = name in RESUMABLE and "--scorecard" not in arguments  # A scorecard goes on by itself.
+    # A graph of runs goes on by itself.
+    by_itself = any(argument.partition("=")[0] in ("--scorecard", "--suite", "--search") for argument in arguments)
+    resumes = name in RESUMABLE and not by_itself
     again = "the same command with --resume" if resumes else "the same command"
     try:
         COMMANDS[name][1](arguments)

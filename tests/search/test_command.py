@@ -151,6 +151,17 @@ def test_budgets_without_any_are_told(name, value):
         SearchConfig(**{name: value})
 
 
+def test_a_database_is_shared_by_folders_of_one_name(config, tmp_path):
+    """As on two machines: each makes a part in a folder of its own."""
+    here = replace(config, storage=f"sqlite:///{tmp_path}/owl.db", trials=1)
+    there = replace(here, output_dir=tmp_path / "there" / config.folder.name, trials=2)
+    work(here)
+    work(there)
+    assert [trial.state for trial in trials_of(there)] == [FINISHED, FINISHED]
+    assert [path.name for path in (here.folder / "trials").iterdir()] == ["0"]
+    assert [path.name for path in (there.folder / "trials").iterdir()] == ["1"]
+
+
 def test_a_folder_with_another_search_is_told(config):
     work(replace(config, trials=1))
     with pytest.raises(RepnoiseError, match="a search with other settings and other attacks: choose another"):

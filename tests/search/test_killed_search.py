@@ -74,18 +74,18 @@ def stamps(folder, numbers):
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_again_and_again_loses_and_repeats_nothing(folder, started, tmp_path):
-    total, kills, moments = 8, 0, random.Random(0)
+    total, kills, moments = 14, 0, random.Random(0)
     before, made = {}, {}
     while True:
         process = started(total, 2)
         deadline = time.monotonic() + 120
         while (
-            process.poll() is None and len(ended(folder)) < min(len(before) + 2, total) and time.monotonic() < deadline
+            process.poll() is None and len(ended(folder)) < min(len(before) + 1, total) and time.monotonic() < deadline
         ):
             time.sleep(0.1)
         if process.poll() is not None or len(ended(folder)) == total:
             break
-        time.sleep(moments.uniform(0.0, 1.0))
+        time.sleep(moments.uniform(0.0, 0.4))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kills += 1

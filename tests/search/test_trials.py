@@ -31,6 +31,13 @@ def test_an_attack_that_lags_behind_is_stopped_unless_the_search_began_with_it()
     pruned(study, 0.0)
 
 
+def test_broken_text_on_the_way_is_no_reason_to_stop():
+    study = optuna.create_study(direction="maximize")
+    metrics = measured(recovered=0.1, harmless_accuracy=0.7, incoherent_rate=0.9)
+    _prune(study.ask(), Limits(), measured(recovered=0.0, harmless_accuracy=1.0, incoherent_rate=0.0), 30, metrics)
+    assert study.trials[0].intermediate_values == {30: pytest.approx(0.1 - 3 * 0.25)}
+
+
 def test_a_point_that_an_interrupted_trial_had_told_of_is_not_told_again():
     study = optuna.create_study(direction="maximize")
     trial = study.ask()

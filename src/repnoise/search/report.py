@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repnoise.metrics import name_of, number
+from repnoise.metrics import HARM, name_of, number
 from repnoise.runs import write_json, write_text
 from repnoise.search.drawing import picture
 from repnoise.search.results import Found, importance
@@ -90,6 +90,8 @@ def sentences(found: Found, matters: dict[str, Any], folder: Path) -> list[str]:
     ]
     if best is None:
         lines.append("No attack left a useful model: raise --epsilon, or try more.")
+    elif found.gain(best) <= HARM[found.metric] * (found.before["harm"] or 0.0):
+        lines.append("No attack that left a useful model did any harm: raise --epsilon, or try more.")
     else:
         told = f"The worst attack is {best.name} with {number(best.harm, found.metric)}"
         seeds = ", ".join(number(row["harm"], found.metric) for row in found.fresh)

@@ -102,12 +102,16 @@ def _keep(trial: Trial, end: dict[str, Any], metric: str, before: dict[str, Any]
 
 
 def _prune(trial: Trial, limits: Limits, before: dict[str, Any], step: int, metrics: dict[str, Any]) -> None:
-    """Stop an attack that lags behind on its way. Those that the search begins with are made to their ends."""
+    """Stop an attack that lags behind on its way. Those that the search begins with are made to their ends.
+
+    Broken text does not count here: a model on its way from refusals to answers writes it for a while.
+    """
     from optuna import TrialPruned
 
     metric = headline(before)
     if step not in trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
-        trial.report(score(metrics, before, metric, limits.excesses(metrics, before, metric)), step)
+        excess = limits.excesses(metrics, before, metric) | {"coherent": 0.0}
+        trial.report(score(metrics, before, metric, excess), step)
     if "known" not in trial.user_attrs and trial.should_prune():
         raise TrialPruned(f"pruned by the search after {step} steps")
 
