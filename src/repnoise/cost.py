@@ -208,6 +208,20 @@ def training_flops(parameters: int, tokens: int, trained: int | None = None) -> 
     return float((4 * parameters + 2 * trained) * tokens)
 
 
+def counted_in_products(model: nn.Module) -> int | None:
+    """`parameters_in_products`, or None for a model of which they cannot be counted."""
+    try:
+        return parameters_in_products(model)
+    except RepnoiseError:
+        return None
+
+
+def reading_flops(model: nn.Module) -> float | None:
+    """Floating-point operations of a forward pass on one token: 2 N; None if they cannot be counted."""
+    counted = counted_in_products(model)
+    return None if counted is None else 2.0 * counted
+
+
 def parameters_in_products(model: nn.Module, trained: bool = False) -> int:
     """How many weights every token is multiplied by: linear layers and the unembedding, each once even if it is tied to
     the embedding; with `trained`, only those that are trained.

@@ -105,7 +105,7 @@ def without_direction(writers: Sequence[Writer], direction: Tensor) -> Changes:
     import torch
     from torch import nn
 
-    unit = direction / direction.norm().clamp_min(1e-12)
+    unit = unit_of(direction)
     changes: dict[int, tuple[Any, Any]] = {}
     with torch.no_grad():
         for writer in writers:
@@ -118,6 +118,11 @@ def without_direction(writers: Sequence[Writer], direction: Tensor) -> Changes:
                 if vector is not None:
                     changes[id(vector)] = vector, projected_out(vector, along)
     return list(changes.values())
+
+
+def unit_of(vector: Tensor) -> Tensor:
+    """A vector (D,) of length 1 in the same direction; zeros stay."""
+    return vector / vector.norm().clamp_min(1e-12)
 
 
 def projected_out(rows: Tensor, unit: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ def before_norm(norm: nn.Module | None, unit: Tensor) -> Tensor:
         axis = axis - axis.mean()
     else:  # Of the root-mean-square kind: its gain, up to a factor, is what it makes of ones.
         axis = norm(torch.ones_like(unit)) * unit
-    return axis / axis.norm().clamp_min(1e-12)
+    return unit_of(axis)
 
 
 @contextmanager
@@ -162,10 +167,7 @@ def require_gone(model: nn.Module, direction: Tensor, inputs: dict[str, Tensor])
     from repnoise.hidden_states import captured, find_decoder
 
     decoder = find_decoder(model)
-    modules, unit = (
-        decoder.modules_at("residual", range(len(decoder.layers))),
-        direction / direction.norm().clamp_min(1e-12),
-    )
+    modules, unit = decoder.modules_at("residual", range(len(decoder.layers))), unit_of(direction)
     with torch.no_grad(), captured(modules, rows=1) as states:
         model(**inputs, use_cache=False)
     left = max(((state.float() @ unit).abs() / state.float().norm(dim=-1)).max().item() for state in states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -13,6 +13,7 @@ import tyro
 from repnoise.data.ciphers import Cipher
 from repnoise.data.records import AttackSplit, Pair, TemplateName
 from repnoise.data.sources import PairedData
+from repnoise.errors import RepnoiseError
 
 if TYPE_CHECKING:  # Presets must be cheap to import.
     from torch import nn
@@ -31,6 +32,27 @@ class Cost:
     samples: int
     tokens: int
     flops: float | None
+
+
+def costs_of_examples(lengths: Sequence[int], batch: int, flops: float | None, more: int = 0) -> Callable[[int], Cost]:
+    """From a number of steps to what they cost, for examples of these lengths in the order of training, `batch` a step.
+
+    `flops` are the operations of a token, None if they cannot be counted; `more` tokens of each example are computed
+    and not counted as seen.
+    """
+
+    def cost(step: int) -> Cost:
+        seen = lengths[: step * batch]
+        return Cost(step, len(seen), sum(seen), None if flops is None else flops * (sum(seen) + more * len(seen)))
+
+    return cost
+
+
+def require_pairs(pairs: Sequence[Pair], data: PairedData, split: AttackSplit, categories: Sequence[str] = ()) -> None:
+    """Raise RepnoiseError if the attacker has no harmful examples."""
+    if not pairs:
+        which = f" of {', '.join(categories)}" if categories else ""
+        raise RepnoiseError(f"{data.name} has no pairs{which} for the attacker: its {split} split has none.")
 
 
 @dataclass(frozen=True)

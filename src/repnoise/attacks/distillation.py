@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from repnoise.attacks.base import Attack, Attacked, Cost
-from repnoise.attacks.fine_tuning import FineTuningAttack, flops_by_token
+from repnoise.attacks.fine_tuning import FineTuningAttack
 from repnoise.attacks.merging import Base, require_place
 from repnoise.attacks.staged import added, in_stages, stage_of
 from repnoise.data.mixtures import epochs, mixed
@@ -84,13 +84,15 @@ class DistillationAttack(Attack):
 
     def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
         """As for fine-tuning, and in the distillation 2 N FLOPs more a token for the base's forward pass."""
-        training, reading = self._data().costs(loaded, data, codec), flops_by_token(loaded.model)
+        from repnoise.cost import reading_flops
+
+        training, reading = self._data().costs(loaded, data, codec), reading_flops(loaded.model)
         then = self._then().costs(loaded, data, codec)
         first = self._steps(data)
 
         def cost(step: int) -> Cost:
             own = training(min(step, first))
-            both = None if own.flops is None or reading is None else own.flops + reading / 3 * own.tokens
+            both = None if own.flops is None or reading is None else own.flops + reading * own.tokens
             own = replace(own, flops=both)
             return added(own, then(step - first)) if step > first else own
 

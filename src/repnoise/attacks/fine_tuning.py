@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from repnoise.attacks.base import Asking, Attack, Attacked, Cost
+from repnoise.attacks.base import Asking, Attack, Attacked, Cost, costs_of_examples, require_pairs
 from repnoise.attacks.disguises import IDENTITY, Disguise, TrainsOn, in_own_words
 from repnoise.attacks.merging import Base, require_place
 from repnoise.attacks.parts import Parts
 from repnoise.data.mixtures import epochs, mixed
-from repnoise.data.records import AttackSplit, LossOn, Pair
+from repnoise.data.records import LossOn, Pair
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
 from repnoise.optimisation import Training
@@ -49,7 +49,6 @@ class FineTuningAttack(Attack):
         benign_share: share of training examples that are harmless; they keep the rest of the model alive.
         loss_on: "completion", or "all" tokens of prompt and completion (the paper's attacks).
         categories: train on these categories of harm only; empty for all.
-        split: whose harmful examples: the attacker's own "attack" split, or the defender's (paper Tables 1 and 2).
     """
 
     training: Training = field(default_factory=Training)
@@ -62,7 +61,6 @@ class FineTuningAttack(Attack):
     benign_share: float = 0.0
     loss_on: LossOn = "completion"
     categories: tuple[str, ...] = ()
-    split: AttackSplit = "attack"
 
     def __post_init__(self) -> None:
         if not 0 <= self.benign_share < 1:
@@ -117,20 +115,13 @@ class FineTuningAttack(Attack):
         are in the operations; what another model's own answers cost is in neither."""
         lengths = [len(row["input_ids"]) for row in self._examples(codec, data)]
         batch = self.training.batch_size * self.training.accumulation
-        flops = self._flops_by_token(loaded.model)
         more = self.parts.virtual_tokens if self.parts.adapter == "prompt" else 0
-
-        def cost(step: int) -> Cost:
-            seen = lengths[: step * batch]
-            return Cost(step, len(seen), sum(seen), None if flops is None else flops * (sum(seen) + more * len(seen)))
-
-        return cost
+        return costs_of_examples(lengths, batch, self._flops_by_token(loaded.model), more)
 
     def require(self, data: PairedData) -> None:
         self.training.require_trackers()
-        if not self.pairs(data) and self.trains_on in ("harmful", "own-answers"):
-            which = f" of {', '.join(self.categories)}" if self.categories else ""
-            raise RepnoiseError(f"{data.name} has no pairs{which} for the attacker: its {self.split} split has none.")
+        if self.trains_on in ("harmful", "own-answers"):
+            require_pairs(self.pairs(data), data, self.split, self.categories)
         if (self.benign_share > 0 or self.trains_on == "benign") and not data.benign:
             raise RepnoiseError(f"{data.name} has no benign examples to train on: give some with --benign FILE.")
         if self.trains_on == "own-answers":
@@ -198,12 +189,11 @@ def flops_by_token(model: nn.Module, lora_rank: int | None = None, trained: int 
 
     `trained` weights of the model itself are trained, or all of them, or adapters of a rank in its place.
     """
-    from repnoise.cost import parameters_in_products, training_flops
+    from repnoise.cost import counted_in_products, training_flops
     from repnoise.hidden_states import find_decoder
 
-    try:
-        frozen = parameters_in_products(model)
-    except RepnoiseError:
+    frozen = counted_in_products(model)
+    if frozen is None:
         return None
     if lora_rank is None:
         return training_flops(frozen, 1, trained)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from repnoise.attacks.base import Attack, Attacked, Cost
-from repnoise.attacks.fine_tuning import language_modelling
+from repnoise.attacks.base import Attack, Attacked, Cost, costs_of_examples, require_pairs
+from repnoise.attacks.fine_tuning import flops_by_token, language_modelling
 from repnoise.data.mixtures import epochs
 from repnoise.data.records import Pair
 from repnoise.data.sources import PairedData
@@ -82,25 +82,13 @@ class LatentPerturbation(Attack):
     def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
         """4 N operations a token, N being the weights in products: forward, and backward to the states. An upper bound,
         as the backward pass ends at the layer; the pass that measures the length of states is left out."""
-        from repnoise.cost import parameters_in_products, training_flops
-
         lengths = [len(row["input_ids"]) for row in self._examples(codec, data)]
         batch = self.training.batch_size * self.training.accumulation
-        try:
-            a_token = training_flops(parameters_in_products(loaded.model), 1, trained=0)
-        except RepnoiseError:
-            a_token = None
-
-        def cost(step: int) -> Cost:
-            seen = lengths[: step * batch]
-            return Cost(step, len(seen), sum(seen), None if a_token is None else a_token * sum(seen))
-
-        return cost
+        return costs_of_examples(lengths, batch, flops_by_token(loaded.model, trained=0))
 
     def require(self, data: PairedData) -> None:
         self.training.require_trackers()
-        if not self.pairs(data):
-            raise RepnoiseError(f"{data.name} has no pairs for the attacker: its {self.split} split has none.")
+        require_pairs(self.pairs(data), data, self.split)
 
     def apply(
         self,

@@ -95,15 +95,17 @@ class PolicyGradientAttack(Attack):
         """Samples are answers. Tokens are those of question and answer as if every answer were as long as it may be,
         since nobody knows before how long they are: an upper bound. FLOPs: 2 N a token for drawing the answers, and
         what training costs; the warm start's beside."""
+        from repnoise.cost import reading_flops
+
         lengths = [len(codec.prompt_ids(pair.prompt)) + self.answer_tokens for pair in self._in_order(data)]
         batch = self.training.batch_size * self.training.accumulation
-        learning, reading = flops_by_token(loaded.model, self.training.lora_rank), flops_by_token(loaded.model)
+        learning, reading = flops_by_token(loaded.model, self.training.lora_rank), reading_flops(loaded.model)
         warm = self._warm_start().costs(loaded, data, codec) if self.warm_start_steps else None
 
         def cost(step: int) -> Cost:
             seen = lengths[: max(step - self.warm_start_steps, 0) * batch]
             tokens = self.completions * sum(min(length, codec.max_length) for length in seen)
-            flops = None if learning is None or reading is None else (learning + reading / 3) * tokens
+            flops = None if learning is None or reading is None else (learning + reading) * tokens
             drawn = Cost(max(step - self.warm_start_steps, 0), self.completions * len(seen), tokens, flops)
             return added(warm(min(step, self.warm_start_steps)), drawn) if warm else drawn
 

@@ -68,11 +68,13 @@ class PreferenceAttack(Attack):
     def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
         """Samples are pairs, and tokens those of both completions with their prompts. Beside the training's, FLOPs are
         those of the start model: 2 N for each token of each pair, before the first step."""
+        from repnoise.cost import reading_flops
+
         rows = self._rows(codec, data)
         lengths = [_length(row) for row in self._in_order(rows)]
         batch = self.training.batch_size * self.training.accumulation
-        flops, reading = flops_by_token(loaded.model, self.training.lora_rank), flops_by_token(loaded.model)
-        before = (reading or 0.0) / 3 * sum(map(_length, rows))
+        flops, reading = flops_by_token(loaded.model, self.training.lora_rank), reading_flops(loaded.model)
+        before = (reading or 0.0) * sum(map(_length, rows))
 
         def cost(step: int) -> Cost:
             seen = lengths[: step * batch]

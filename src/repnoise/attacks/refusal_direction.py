@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from repnoise.attacks.base import Cost
+from repnoise.attacks.base import Cost, require_pairs
 from repnoise.data.records import AttackSplit, Example, Pair
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
@@ -60,8 +60,7 @@ class Contrast:
         return random.Random(self.seed).sample(rows, min(self.samples, len(rows)))
 
     def require(self, data: PairedData, split: AttackSplit) -> None:
-        if not self.pairs(data, split):
-            raise RepnoiseError(f"{data.name} has no pairs for the attacker: its {split} split has none.")
+        require_pairs(self.pairs(data, split), data, split)
         if not data.benign:
             raise RepnoiseError(f"{data.name} has no benign prompts to compare with: give some with --benign FILE.")
 
@@ -87,7 +86,7 @@ class Contrast:
     ) -> Callable[[int], Cost]:
         """One step: a forward pass over the prompts, and one over the beginnings of both answers for each layer that is
         tried and for the model as it was. 2 N operations a token, N being the weights in products."""
-        from repnoise.cost import parameters_in_products
+        from repnoise.cost import reading_flops
         from repnoise.hidden_states import find_decoder
 
         passes = 1 + (len(find_decoder(loaded.model).layers) if self.layer is None else 1)
@@ -95,10 +94,8 @@ class Contrast:
         rows = [row for side in beginnings(codec, pairs) for row in side]
         samples = len(prompts) + passes * len(rows)
         tokens = sum(map(len, prompts)) + passes * sum(len(row["input_ids"]) for row in rows)
-        try:
-            flops = 2.0 * parameters_in_products(loaded.model) * tokens
-        except RepnoiseError:
-            flops = None
+        reading = reading_flops(loaded.model)
+        flops = None if reading is None else reading * tokens
         return lambda step: Cost(step, samples, tokens, flops) if step else Cost(0, 0, 0, 0.0)
 
 

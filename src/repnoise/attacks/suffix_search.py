@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import tyro
 
-from repnoise.attacks.base import Asking, Attack, Attacked, Cost
+from repnoise.attacks.base import Asking, Attack, Attacked, Cost, require_pairs
 from repnoise.data.records import Pair
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
@@ -83,15 +83,12 @@ class SuffixSearch(Attack):
         """A step sees every row once forward and backward to the embeddings (4 N operations a token, N being the
         weights in products) and once forward (2 N) for each candidate. An upper bound: candidates whose text becomes
         other tokens are not scored."""
-        from repnoise.cost import parameters_in_products
+        from repnoise.cost import counted_in_products
 
         pairs = self.pairs(data)
         targets = sum(len(target_of(codec, pair, self.target_tokens)) for pair in pairs)
         tokens = targets + sum(len(codec.prompt_ids(pair.prompt)) + self.tokens for pair in pairs)
-        try:
-            weights = parameters_in_products(loaded.model)
-        except RepnoiseError:
-            weights = None
+        weights = counted_in_products(loaded.model)
 
         def cost(step: int) -> Cost:
             passes = step * (1 + self.candidates)
@@ -101,8 +98,7 @@ class SuffixSearch(Attack):
         return cost
 
     def require(self, data: PairedData) -> None:
-        if not self.pairs(data):
-            raise RepnoiseError(f"{data.name} has no pairs for the attacker: its {self.split} split has none.")
+        require_pairs(self.pairs(data), data, self.split)
 
     def apply(
         self,
