@@ -118,3 +118,20 @@ def test_one_failure_stops_nothing_and_the_same_command_makes_nothing_again(conf
     assert stamps[0] == stamps[1]
     rows = json.loads((config.output_dir / "summary.json").read_text())
     assert {row["defence"] for row in rows} == {"tiny", "random-initialisation"}
+
+
+@pytest.mark.parametrize("name", ["standard", "training-free"])
+def test_data_that_overlaps_is_refused_also_where_no_attack_trains_first(name, config, tmp_path):
+    """The second suite begins with an attack that looks at no example."""
+    rows = [json.loads(line) for line in Path(config.inputs.data).read_text().splitlines()]
+    splits = ("defence", "attack", "covered", "uncovered")
+    divided = [row | {"split": splits[number % 4]} for number, row in enumerate(rows)]
+    # The same question but for its last sign, which the division does not see.
+    held_out = [row for row in divided if row["split"] == "uncovered"]
+    divided += [row | {"prompt": f"{row['prompt']}!", "split": "attack"} for row in held_out]
+    path = tmp_path / "overlapping.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in divided))
+    asked = replace(config, suite=name, allow_overlap=False, inputs=replace(config.inputs, data=str(path)))
+    with pytest.raises(RepnoiseError, match=r"attack and uncovered .*--allow-overlap"):
+        suite(asked)
+    assert not config.output_dir.exists()

@@ -46,6 +46,11 @@ def presets() -> dict[str, AttackConfig]:
     return {name: AttackConfig(attack=attack) for name, (_, attack) in ATTACKS.items()}
 
 
+def preset_attack(name: str, seed: int, inputs: Inputs, evaluating: Evaluating, **changes: Any) -> AttackConfig:
+    """A preset with a seed, on this model and data, with other settings of the attack if wanted."""
+    return AttackConfig(inputs, replace(ATTACKS[name][1].seeded(seed), **changes), evaluating)
+
+
 OnPoint = Callable[[int, dict[str, Any]], None]
 """Is told a step and the metrics that were measured after it."""
 
@@ -73,7 +78,7 @@ def attack(
         "pairs": {"rows": len(pairs), "fingerprint": fingerprint(pairs)},
         "benign": {"rows": len(data.benign), "fingerprint": fingerprint(data.benign)},
         "skipped": data.skipped,
-        "overlap": [plain(found) for found in unwanted_overlap(config, data)],
+        "overlap": [plain(found) for found in unwanted_overlap(config.inputs, data, config.attack)],
     }
     parent = parent_of(config.inputs, loaded)
     run = open_run(
@@ -145,19 +150,27 @@ def without_model(run: Run, keep: bool) -> Run:
     return run
 
 
-def unwanted_overlap(config: AttackConfig, data: PairedData) -> list[Overlap]:
+def require_apart(inputs: Inputs, data: PairedData) -> None:
+    """Raise RepnoiseError if an attacker with this data is asked about what somebody trained on."""
+    from repnoise.data.overlap import guard
+
+    guard(unwanted_overlap(inputs, data))
+
+
+def unwanted_overlap(inputs: Inputs, data: PairedData, attack: Attack | None = None) -> list[Overlap]:
     """What parts of the data share that should not: defence, attack and test (see `data.overlap`).
 
-    The defender's part is that of the run that the model is from, or else what a defender with this data would have.
+    The defender's part is that of the run that the model is from, or else what a defender with this data would have;
+    the attacker's what an attack takes, or all of its split.
     """
     from repnoise.data.overlap import overlaps, training_parts, unwanted
 
-    defence, sees = _defence_of(config.inputs.model), {}
-    if defence and defence["inputs"]["data"] == config.inputs.data:
+    defence, sees = _defence_of(inputs.model), {}
+    if defence and defence["inputs"]["data"] == inputs.data:
         sees = {"covered": defence["covered"], "withheld": defence["withhold"]}
-    parts = training_parts(data, **sees, split=config.attack.split)
-    prompts = parts.prompts | {"attack": [pair.prompt for pair in config.attack.pairs(data)]}
-    return unwanted(overlaps(prompts, parts.near), parts.meant)
+    parts = training_parts(data, **sees, split=attack.split if attack else "attack")
+    taken = {"attack": [pair.prompt for pair in attack.pairs(data)]} if attack else {}
+    return unwanted(overlaps(parts.prompts | taken, parts.near), parts.meant)
 
 
 def _defence_of(model: str) -> dict[str, Any] | None:

@@ -18,6 +18,9 @@ from typing import Any
 from repnoise.errors import RepnoiseError
 from repnoise.runs import load_run
 
+KILLED = "A process was killed from outside. The same command goes on; if memory is short, with fewer --jobs."
+"""What a user is told who loses a process of a pool."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -77,9 +80,7 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
                     failed |= {cell.path: problem} if problem else {}
                     progress.update(task, advance=1, description=cell.title or cell.name)
         except BrokenProcessPool:
-            raise RepnoiseError(
-                "A process was killed from outside. The same command goes on; if memory is short, with fewer --jobs."
-            ) from None
+            raise RepnoiseError(KILLED) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

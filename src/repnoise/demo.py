@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from repnoise.attack import attack as run_attack
+from repnoise.attack import preset_attack
 from repnoise.attacks import ATTACKS, DEMO
 from repnoise.cells import Cell, run_all
 from repnoise.errors import RepnoiseError
@@ -95,7 +97,8 @@ def _cells(options: DemoOptions) -> list[Cell]:
             make = _defending(name, seed, Inputs(model=options.sandbox, data=data))
             models.append(Cell(model, name, make, title=f"{name}: ready"))
             for attack in options.attacks:
-                make = _attacking(attack, seed, Inputs(model=str(model), data=data))
+                config = preset_attack(attack, seed, Inputs(model=str(model), data=data), EVALUATING)
+                make = partial(run_attack, config)
                 attacks.append(Cell(folder / attack, attack, make, (model,), f"{name}: {attack}"))
     return models + attacks
 
@@ -108,10 +111,3 @@ def _defending(name: str, seed: int, inputs: Inputs) -> Any:
     preset = presets()[name]
     training = replace(preset.training, seed=seed, save_every=None)
     return partial(defend, replace(preset, inputs=inputs, training=training, evaluating=EVALUATING))
-
-
-def _attacking(name: str, seed: int, inputs: Inputs) -> Any:
-    from repnoise.attack import attack, presets
-
-    preset = presets()[name]
-    return partial(attack, replace(preset, inputs=inputs, attack=preset.attack.seeded(seed), evaluating=EVALUATING))

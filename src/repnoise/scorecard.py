@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from repnoise.attack import attack, preset_attack, require_apart
 from repnoise.attacks import ATTACKS
 from repnoise.cells import Cell, run_all
 from repnoise.data.records import TemplateName
@@ -21,7 +22,7 @@ from repnoise.inputs import FLAT, Inputs
 from repnoise.runs import Run, find_runs, fingerprint, load_run, plain
 
 if TYPE_CHECKING:
-    from repnoise.data.sources import PairedData
+    pass
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _cells(config: ScorecardConfig, folder: Path) -> list[Cell]:
     loaded, data, codec = inputs.open()
     _require_known(config, tuple(data.tasks))
     if not config.allow_overlap:
-        _require_apart(config, data)
+        require_apart(inputs, data)
     main, seeds = config.attacks[0], range(config.attack_seeds)
     cells = [Cell(folder / "evaluation", "evaluation", partial(evaluate, config.evaluation, resume=True), resumes=True)]
     for seed in seeds:
@@ -159,20 +160,8 @@ def _require_known(config: ScorecardConfig, tasks: tuple[str, ...]) -> None:
         raise RepnoiseError("A scorecard needs an attack with a seed: name some with --attacks and --attack-seeds.")
 
 
-def _require_apart(config: ScorecardConfig, data: PairedData) -> None:
-    """Raise RepnoiseError if an attack is asked about what somebody trained on (see `data.overlap`)."""
-    from repnoise.attack import AttackConfig, unwanted_overlap
-    from repnoise.data.overlap import guard
-
-    guard(unwanted_overlap(AttackConfig(config.evaluation.inputs, ATTACKS[config.attacks[0]][1]), data))
-
-
 def _attacking(name: str, seed: int, inputs: Inputs, evaluating: Evaluating, **changes: Any) -> partial[Run]:
-    from repnoise.attack import attack, presets
-
-    preset = presets()[name]
-    seeded = replace(preset.attack.seeded(seed), **changes)
-    return partial(attack, replace(preset, inputs=inputs, attack=seeded, evaluating=evaluating), resume=True)
+    return partial(attack, preset_attack(name, seed, inputs, evaluating, **changes), resume=True)
 
 
 def _training(config: ScorecardConfig, task: str) -> partial[Run]:

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import tyro
 
+from repnoise.attack import attack as run_attack
+from repnoise.attack import preset_attack, require_apart
 from repnoise.attacks import ATTACKS, SUITES
 from repnoise.cells import Cell, run_all
 from repnoise.errors import RepnoiseError
@@ -64,8 +66,9 @@ def suite(config: SuiteConfig) -> Path:
     # Fewer processes go on in the same place.
     settings = replace(config, jobs=None, allow_overlap=False, output_dir=None)
     folder = config.output_dir or Path("runs") / f"suite-{config.suite}-{fingerprint(settings)[:8]}"
-    if not config.allow_overlap:
-        _require_apart(config)
+    for model in _given(config) if not config.allow_overlap else ():
+        inputs = replace(config.inputs, model=model)
+        require_apart(inputs, inputs.open()[1])
     cells = _cells(config, folder)
     failed = run_all(cells, config.jobs)
     made = len(cells) - len(failed)
@@ -107,17 +110,6 @@ def _require_known(config: SuiteConfig) -> None:
         raise RepnoiseError('Name the models to attack, such as "sandbox".')
 
 
-def _require_apart(config: SuiteConfig) -> None:
-    """Raise RepnoiseError if an attack is asked about what somebody trained on (see `data.overlap`)."""
-    from repnoise.attack import AttackConfig, unwanted_overlap
-    from repnoise.data.overlap import guard
-
-    attack = ATTACKS[SUITES[config.suite][0]][1]
-    for model in _given(config):
-        inputs = replace(config.inputs, model=model)
-        guard(unwanted_overlap(AttackConfig(inputs, attack), inputs.open()[1]))
-
-
 def _given(config: SuiteConfig) -> list[str]:
     """The models that there are already, each once; the sandbox's where only the one that knows nothing is named."""
     return [model for model in dict.fromkeys(config.models) if model != LIMIT] or ["sandbox"]
@@ -138,7 +130,8 @@ def _cells(config: SuiteConfig, folder: Path) -> list[Cell]:
                     continue  # What draws nothing comes to the same again.
                 place = folder / name / f"{attack}-seed-{seed}"
                 needs = (Path(model),) if name == LIMIT else ()
-                make = _attacking(config, attack, seed, model)
+                inputs = replace(config.inputs, model=model)
+                make = partial(run_attack, preset_attack(attack, seed, inputs, config.evaluating), resume=True)
                 cells.append(Cell(place, attack, make, needs, f"{name}: {attack}", resumes=True))
     return cells
 
@@ -157,11 +150,3 @@ def _initialising(config: SuiteConfig) -> partial[Run]:
     from repnoise.defend import initialise
 
     return partial(initialise, inputs=replace(config.inputs, model=_given(config)[0]), evaluating=config.evaluating)
-
-
-def _attacking(config: SuiteConfig, name: str, seed: int, model: str) -> partial[Run]:
-    from repnoise.attack import attack, presets
-
-    preset, inputs = presets()[name], replace(config.inputs, model=model)
-    attacked = replace(preset, inputs=inputs, attack=preset.attack.seeded(seed), evaluating=config.evaluating)
-    return partial(attack, attacked, resume=True)

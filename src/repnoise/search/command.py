@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from repnoise.attack import AttackConfig, attack, unwanted_overlap
+from repnoise.attack import AttackConfig, attack, require_apart
 from repnoise.attacks import ATTACKS, DEMO, SUITES, Attack
-from repnoise.cells import Cell, one_core, run_all
+from repnoise.cells import KILLED, Cell, one_core, run_all
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import EvaluateConfig, Evaluating, evaluate
@@ -145,11 +145,9 @@ def _study(config: SearchConfig) -> Study:
 
 def _space(config: SearchConfig) -> tuple[Space, dict[str, str]]:
     """All attacks that may be tried, and why some presets may not."""
-    from repnoise.data.overlap import guard
-
     loaded, data, codec = config.inputs.open()
     if not config.allow_overlap:
-        guard(unwanted_overlap(AttackConfig(config.inputs, ATTACKS[DEMO[0]][1]), data))
+        require_apart(config.inputs, data)
     ATTACKS[DEMO[0]][1].require(data)
     base = config.evaluating.base
     presets, left_out = usable(_asked(config), data, base, config.inputs.data == "sandbox")
@@ -274,9 +272,7 @@ def _watch(workers: Sequence[Future[None]], pool: ProcessPoolExecutor, study: St
                 made = [trial for trial in begun(study.get_trials(deepcopy=False)) if trial.state.is_finished()]
                 progress.update(task, completed=len(made), description=made[-1].user_attrs["name"] if made else None)
         except BrokenProcessPool:
-            raise RepnoiseError(
-                "A process was killed from outside. The same command goes on; if memory is short, with fewer --jobs."
-            ) from None
+            raise RepnoiseError(KILLED) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
