@@ -16,8 +16,8 @@ SOURCE = Path(repnoise.__file__).parent
 LAYERS = (
     ("repnoise", "errors", "data.records", "losses"),
     ("runs", "statistics", "cost", "optimisation", "sandbox", "sandbox.world"),
-    ("hidden_states", "data", "judges", "sandbox.tokenizer", "significance", "metrics"),
-    ("modeling", "defences", "muon"),
+    ("hidden_states", "data", "sandbox.tokenizer", "significance", "metrics"),
+    ("modeling", "defences", "judges", "muon"),
     ("training", "inputs", "inspect_data", "evals"),
     ("attacks", "evaluate"),
     ("defend", "pairs", "judge_training", "rejudge"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,9 +71,6 @@ class Inputs:
 
         Raises RepnoiseError for whatever cannot be loaded, and for prompts that leave no room for a completion.
         """
-        from repnoise.data.tokenization import Codec, resolve_template
-        from repnoise.modeling import load
-
         data = with_extras(
             load_data(self.data),
             self.retain,
@@ -83,30 +80,40 @@ class Inputs:
             self.contrast,
             self.tasks,
         )
-        loaded = load(self.model, self.revision, self.trust_remote_code)
-        chosen: Any = next((name for name in (template, self.template, data.template) if name != "auto"), "auto")
-        codec = Codec(
-            loaded.tokenizer, resolve_template(chosen, loaded.tokenizer), min(self.max_length, loaded.context)
-        )
+        loaded, codec = self.open_model(template, self.template, data.template)
         return loaded, self._fitting(data, codec, loaded.context), codec
+
+    def open_model(self, *templates: TemplateName) -> tuple[LoadedModel, Codec]:
+        """The model alone, and how prompts are written for it: by the first of the templates that says it."""
+        from repnoise.data.tokenization import Codec, resolve_template
+        from repnoise.modeling import load
+
+        loaded = load(self.model, self.revision, self.trust_remote_code)
+        chosen = resolve_template(next((name for name in templates if name != "auto"), "auto"), loaded.tokenizer)
+        return loaded, Codec(loaded.tokenizer, chosen, min(self.max_length, loaded.context))
 
     def _fitting(self, data: PairedData, codec: Codec, context: int) -> PairedData:
         """The data without prompts that leave no room for a completion; raises unless they are to be left out."""
         prompts = _prompts(data)
-        # A token is at least a byte, so that most need not be tokenized to be told short.
-        doubtful = [prompt for prompt in prompts if 2 * len(prompt.encode()) >= codec.max_length - TEMPLATE_TOKENS]
-        lengths = {prompt: len(codec.prompt_ids(prompt)) for prompt in doubtful}
-        long = {prompt for prompt, length in lengths.items() if length >= codec.max_length}
+        long = long_prompts(prompts, codec)
         if not long or (self.skip_long and len(long) < len(prompts)):
-            return _without(data, long) if long else data
+            return _without(data, {*long}) if long else data
         full = codec.max_length == context
         remedies = ["shorten them"] if full else ["raise --max-length", "shorten them"]
         remedies += ["leave them out with --skip-long"] if len(long) < len(prompts) else []
         raise RepnoiseError(
             f"{len(long):,} of {len(prompts):,} prompts in {data.name} leave no room for a completion within "
             f"{codec.max_length} tokens{', the context of the model' if full else ''} (the longest has "
-            f"{max(lengths.values()):,}): {', or '.join(remedies)}."
+            f"{max(long.values()):,}): {', or '.join(remedies)}."
         )
+
+
+def long_prompts(prompts: Iterable[str], codec: Codec) -> dict[str, int]:
+    """The prompts that leave no room for a completion, with their lengths in tokens."""
+    # A token is at least a byte, so that most need not be tokenized to be told short.
+    doubtful = {prompt for prompt in prompts if 2 * len(prompt.encode()) >= codec.max_length - TEMPLATE_TOKENS}
+    lengths = {prompt: len(codec.prompt_ids(prompt)) for prompt in doubtful}
+    return {prompt: length for prompt, length in lengths.items() if length >= codec.max_length}
 
 
 def _prompts(data: PairedData) -> set[str]:

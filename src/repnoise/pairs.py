@@ -20,7 +20,7 @@ from repnoise.evals.evaluations import summarised
 from repnoise.evals.generation import Generation, generate
 from repnoise.evals.kept import asked_once, kept_rows
 from repnoise.evaluate import parent_of
-from repnoise.inputs import FLAT, Inputs
+from repnoise.inputs import FLAT, Inputs, long_prompts
 from repnoise.judges import Completion, Judge, Score, load_judge
 from repnoise.runs import Run, fingerprint, open_run, plain, recording, write_rows
 
@@ -97,7 +97,7 @@ def pairs(
     if config.templates:
         parent: dict[str, Any] = {"name": "templates", "path": None, "fingerprint": fingerprint(source.refusals)}
     else:
-        loaded, codec = _opened(config.inputs, source.template)
+        loaded, codec = config.inputs.open_model(config.inputs.template, source.template)
         source = _fitting(source, codec, config.inputs)
         parent = parent_of(config.inputs, loaded)
     judges = [] if config.templates else [load_judge(judge) for judge in config.judges]
@@ -164,20 +164,9 @@ def _table(path: str) -> list[Harmful]:
     ]
 
 
-def _opened(inputs: Inputs, template: TemplateName) -> tuple[LoadedModel, Codec]:
-    from repnoise.data.tokenization import Codec, resolve_template
-    from repnoise.modeling import load
-
-    loaded = load(inputs.model, inputs.revision, inputs.trust_remote_code)
-    chosen = resolve_template(template if inputs.template == "auto" else inputs.template, loaded.tokenizer)
-    return loaded, Codec(loaded.tokenizer, chosen, min(inputs.max_length, loaded.context))
-
-
 def _fitting(source: Source, codec: Codec, inputs: Inputs) -> Source:
     """The rows whose prompts leave room for a completion; raises unless the others are to be left out."""
-    long = {
-        prompt for prompt in {row.prompt for row in source.rows} if len(codec.prompt_ids(prompt)) >= codec.max_length
-    }
+    long = long_prompts([row.prompt for row in source.rows], codec)
     rows = [row for row in source.rows if row.prompt not in long]
     if not long:
         return source

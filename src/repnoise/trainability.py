@@ -13,7 +13,7 @@ from repnoise.data.records import Example, ExampleSet
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import parent_of
-from repnoise.inputs import FLAT, Inputs
+from repnoise.inputs import FLAT, Inputs, long_prompts
 from repnoise.optimisation import Training
 from repnoise.runs import Run, fingerprint, open_run, read_rows, recording, write_rows
 
@@ -157,11 +157,8 @@ def _task(config: TrainabilityConfig, data: PairedData) -> ExampleSet:
 
 def _fitting(task: ExampleSet, codec: Codec, skip_long: bool) -> ExampleSet:
     """The task without prompts that leave no room for an answer; raises unless they are to be left out."""
-
-    def fits(example: Example) -> bool:
-        return len(codec.prompt_ids(example.prompt)) < codec.max_length
-
-    kept = {split: [example for example in examples if fits(example)] for split, examples in task.splits.items()}
+    long = long_prompts([example.prompt for examples in task.splits.values() for example in examples], codec)
+    kept = {split: [e for e in examples if e.prompt not in long] for split, examples in task.splits.items()}
     lost = sum(map(len, task.splits.values())) - sum(map(len, kept.values()))
     if lost and not skip_long:
         raise RepnoiseError(

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repnoise.data import load_data
-from repnoise.data.examples import load_examples, load_text
+from repnoise.data.examples import load_example_set, load_text
 from repnoise.data.extras import with_extras
 from repnoise.data.records import SPLITS, Example, Pair
 from repnoise.data.sets.generic import load_generic
@@ -297,9 +297,10 @@ def test_importing_the_data_package_stays_light():
 
 def test_examples_and_text_of_the_user(tmp_path):
     rows = [{"prompt": "How tall is it?", "completion": "Two feet.", "category": None}] * 2
-    assert load_examples(write(tmp_path / "a.jsonl", json_lines(rows))) == [Example("How tall is it?", "Two feet.")]
+    found = load_example_set(write(tmp_path / "a.jsonl", json_lines(rows)))
+    assert found.splits == {"train": [Example("How tall is it?", "Two feet.")]}
     with pytest.raises(RepnoiseError, match="no column 'completion'"):
-        load_examples(write(tmp_path / "b.jsonl", json_lines(ROWS)))
+        load_example_set(write(tmp_path / "b.jsonl", json_lines(ROWS)))
     assert load_text(write(tmp_path / "a.txt", "one\ntwo\r\n\n \nthree\n")) == ["one\ntwo", "three"]
     assert load_text(write(tmp_path / "b.txt", "one\ntwo\n")) == ["one", "two"]
     assert load_text(write(tmp_path / "t.jsonl", '{"text": "one"}\n{"text": "two"}\n')) == ["one", "two"]

@@ -41,11 +41,6 @@ def _split(row: TableRow, allowed: Sequence[str]) -> str:
     return split
 
 
-def load_examples(path: str) -> list[Example]:
-    """The examples of `load_example_set`, without their counts."""
-    return load_example_set(path).splits["train"]
-
-
 def load_text(path: str) -> list[str]:
     """Plain text: of a .txt file its paragraphs (its lines, where it has no blank line), of a table the column `text`.
 

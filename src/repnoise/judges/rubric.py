@@ -94,16 +94,14 @@ class LocalRubric(Judge):
         """What the model writes to each row of token ids, and whether it came to an end."""
         import torch
 
-        longest = max(map(len, rows))
-        pad = self.model.generation_config.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        device = self.model.device
+        from repnoise.data.tokenization import left_padded
+
+        batch = left_padded(rows, self.model.generation_config.pad_token_id)
         with torch.no_grad():
-            output = self.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+            output = self.model.generate(**{name: part.to(self.model.device) for name, part in batch.items()})
         ends = self.model.generation_config.eos_token_id
         ends = {*ends} if isinstance(ends, list) else {ends}
-        new = output[:, longest:].tolist()
+        new = output[:, batch["input_ids"].shape[1] :].tolist()
         return [(self.tokenizer.decode(row, skip_special_tokens=True), not ends.isdisjoint(row)) for row in new]
 
     @cached_property
