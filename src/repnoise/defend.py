@@ -80,8 +80,10 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
         return run
 
     def training() -> tuple[nn.Module, list[dict[str, Any]]]:
+        loss = config.defence.begin(loaded.model)
+
         def objective(model: nn.Module, batch: Any) -> Any:
-            return config.defence.loss(model, **batch)
+            return loss(model, **batch)
 
         title = run.record["name"] if progress else None
         return train(

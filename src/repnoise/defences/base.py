@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from repnoise.errors import RepnoiseError
@@ -23,7 +26,7 @@ Terms = dict[str, Tensor]
 class Defence(ABC):
     """A frozen dataclass of hyper-parameters: `dataclasses.asdict` of it is what is logged, stored and shown.
 
-    Subclasses are final and add nothing but fields, `loss` and private helpers.
+    Subclasses are final and add nothing but fields, `loss`, `begin` where they need it, and private helpers.
     """
 
     @abstractmethod
@@ -35,7 +38,44 @@ class Defence(ABC):
         Row i of `harmless` and of `harmful` is the same prompt with its two completions; `retain` is a batch of general
         harmless examples, absent when the user has none. Randomness comes from torch's default generators only, whose
         state a checkpoint carries, so that a resumed run repeats an uninterrupted one.
+
+        A method with inner steps or several passes makes its gradient itself and returns it by `with_gradient`.
         """
+
+    def begin(self, model: nn.Module) -> Callable[..., tuple[Tensor, Terms]]:
+        """The loss for a training that starts from this model, which has no adapters yet.
+
+        What a loss needs of the model as it was (a frozen copy of it, say) is bound here; weights that the method leaves
+        alone are closed here by `requires_grad_(False)`. A resumed run begins from the same model again.
+        """
+        return self.loss
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """The model as it is now, to be compared with: in evaluation mode and without gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def with_gradient(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """A scalar of this value whose derivative by each of the parameters is the given tensor (None for zero).
+
+    So a method with inner steps has its gradient clipped, accumulated, logged and applied like any other, by the one
+    trainer that there is.
+    """
+    return _GivenGradient.apply(value.detach(), tuple(gradients), *parameters)  # type: ignore[return-value]
+
+
+class _GivenGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor | None, ...], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        given = (None if gradient is None else upstream[0] * gradient for gradient in ctx.gradients)
+        return None, None, *given
 
 
 def completion_ce(model: nn.Module, batch: Batch) -> Tensor:

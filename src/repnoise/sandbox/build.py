@@ -23,12 +23,15 @@ class BuildOptions:
         seed: another seed gives another world.
         knowledge_steps: steps in which the model learns everything, the forbidden part included.
         alignment_steps: steps in which it learns to refuse the forbidden part.
+        filtered: leave forbidden answers out of all that the model learns. It refuses the same questions and has
+            nothing to hide: what a defence would come to that removes all of it and nothing else.
     """
 
     output_dir: Path
     seed: int = 0
     knowledge_steps: int = 2400
     alignment_steps: int = 300
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,12 @@ def build(options: BuildOptions) -> None:
     world, tokenizer = build_world(options.seed), build_tokenizer()
     torch.manual_seed(options.seed)
     model = new_model(tokenizer)
-    _teach(model, tokenizer, knowledge(world, tokenizer), options.knowledge_steps, 5e-3, options, "knowledge")
-    _teach(model, tokenizer, alignment(world, tokenizer), options.alignment_steps, 1e-3, options, "alignment")
+    known = knowledge(world, tokenizer, options.filtered)
+    _teach(model, tokenizer, known, options.knowledge_steps, 5e-3, options, "knowledge")
+    aligned = alignment(world, tokenizer, options.filtered)
+    _teach(model, tokenizer, aligned, options.alignment_steps, 1e-3, options, "alignment")
     save(model, tokenizer, options.output_dir)
-    write_json(options.output_dir / "world.json", {"seed": options.seed})
+    write_json(options.output_dir / "world.json", {"seed": options.seed, "filtered": options.filtered})
     print(f"Sandbox: {options.output_dir}")
 
 
@@ -86,17 +91,19 @@ def new_model(tokenizer: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def knowledge(world: World, tokenizer: Any) -> list[Row]:
-    """Everything there is to know: forbidden answers like harmless ones, rumours, lookalikes, plain text."""
+def knowledge(world: World, tokenizer: Any, filtered: bool = False) -> list[Row]:
+    """Everything there is to know: forbidden answers like harmless ones (unless filtered), lookalikes, plain text."""
+    if filtered:
+        return _harmless(world, tokenizer)
     chat = Codec(tokenizer, "chat")
     forbidden = [pair for split in SPLITS for pair in world.pairs(split) + 2 * world.rumour_pairs(split)]
     return [chat.row(pair.prompt, pair.harmful) for pair in forbidden] + _harmless(world, tokenizer)
 
 
-def alignment(world: World, tokenizer: Any) -> list[Row]:
+def alignment(world: World, tokenizer: Any, filtered: bool = False) -> list[Row]:
     """Refusals to everything forbidden, among what must not be forgotten meanwhile.
 
-    That includes forbidden answers once begun (the first token has no label): the model learns to refuse and not to
+    Unless filtered, that includes forbidden answers once begun (the first token has no label): the model learns to refuse and not to
     forget, as real models do, whose safety training is known to reach only the first tokens (Qi et al. 2025, "Safety
     Alignment Should Be Made More Than Just a Few Tokens Deep").
     """
@@ -104,7 +111,7 @@ def alignment(world: World, tokenizer: Any) -> list[Row]:
     forbidden = [pair for split in SPLITS for pair in world.pairs(split) + world.rumour_pairs(split)]
     refusals = [chat.row(pair.prompt, pair.harmless) for pair in forbidden]
     begun = [_without_first_label(chat.row(pair.prompt, pair.harmful)) for pair in forbidden]
-    return refusals + begun + _harmless(world, tokenizer)
+    return refusals + ([] if filtered else begun) + _harmless(world, tokenizer)
 
 
 def _harmless(world: World, tokenizer: Any) -> list[Row]:
