@@ -64,7 +64,8 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
         running: dict[Any, Cell] = {}
         try:
             while waiting or running:
-                ready = [cell for cell in waiting if all(path in done for path in cell.needs)]
+                free = size - len(running)  # No more than that, so that what comes first in the list is made first.
+                ready = [cell for cell in waiting if all(path in done for path in cell.needs)][:free]
                 lost = [cell for cell in waiting if any(path in failed for path in cell.needs)]
                 failed |= {cell.path: "what it needs has failed" for cell in lost}
                 if not (ready or lost or running):  # Else they would wait for ever.

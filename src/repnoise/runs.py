@@ -160,6 +160,17 @@ def load_run(path: Path) -> Run:
     return Run(path, record)
 
 
+def load_preset(file: Path) -> dict[str, Any]:
+    """Kind, name and config of a preset that was written to a file; raises RepnoiseError if it holds none."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not {"kind", "name", "config"} <= {*record}:
+        raise RepnoiseError(f"{file} holds no preset: give a preset.json that repnoise tune wrote, or a run.")
+    return record
+
+
 def find_runs(paths: Iterable[Path]) -> list[Run]:
     """All runs in the given directories and below them, in the order of their paths."""
     found = {file.parent.resolve() for path in paths for file in path.rglob("run.json")}

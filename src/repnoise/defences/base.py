@@ -45,8 +45,8 @@ class Defence(ABC):
     def begin(self, model: nn.Module) -> Callable[..., tuple[Tensor, Terms]]:
         """The loss for a training that starts from this model, which has no adapters yet.
 
-        What a loss needs of the model as it was (a frozen copy of it, say) is bound here; weights that the method leaves
-        alone are closed here by `requires_grad_(False)`. A resumed run begins from the same model again.
+        What a loss needs of the model as it was (a frozen copy of it, say) is bound here; weights that the method
+        leaves alone are closed here by `requires_grad_(False)`. A resumed run begins from the same model again.
         """
         return self.loss
 
@@ -67,7 +67,7 @@ def with_gradient(value: Tensor, parameters: Sequence[Tensor], gradients: Sequen
 
 class _GivenGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor | None, ...], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor | None, ...], *_parameters: Tensor) -> Tensor:
         ctx.gradients = gradients
         return value.clone()
 

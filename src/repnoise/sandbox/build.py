@@ -103,9 +103,9 @@ def knowledge(world: World, tokenizer: Any, filtered: bool = False) -> list[Row]
 def alignment(world: World, tokenizer: Any, filtered: bool = False) -> list[Row]:
     """Refusals to everything forbidden, among what must not be forgotten meanwhile.
 
-    Unless filtered, that includes forbidden answers once begun (the first token has no label): the model learns to refuse and not to
-    forget, as real models do, whose safety training is known to reach only the first tokens (Qi et al. 2025, "Safety
-    Alignment Should Be Made More Than Just a Few Tokens Deep").
+    Unless filtered, that includes forbidden answers once begun (the first token has no label): the model learns to
+    refuse and not to forget, as real models do, whose safety training is known to reach only the first tokens (Qi et
+    al. 2025, "Safety Alignment Should Be Made More Than Just a Few Tokens Deep").
     """
     chat = Codec(tokenizer, "chat")
     forbidden = [pair for split in SPLITS for pair in world.pairs(split) + world.rumour_pairs(split)]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,13 @@ import tyro
 
 from repnoise.attack import AttackConfig, attack, require_apart
 from repnoise.attacks import ATTACKS, DEMO, SUITES, Attack
-from repnoise.cells import KILLED, Cell, one_core, run_all
+from repnoise.cells import Cell, one_core, run_all
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import EvaluateConfig, Evaluating, evaluate
 from repnoise.inputs import FLAT, Inputs
 from repnoise.runs import Run, fingerprint, load_run, plain
-from repnoise.search.queue import MOST_TRIALS, Budget, Queue, begun, open_study
+from repnoise.search.queue import MOST_TRIALS, Budget, Queue, begun, open_study, watch
 from repnoise.search.report import write_results
 from repnoise.search.results import Found, tried
 from repnoise.search.space import Fixed, Space, is_plain, needs_base, sizes, usable, ways_of_asking
@@ -113,7 +111,7 @@ def search(config: SearchConfig) -> Path:
     study, (space, left_out) = _study(config), _space(config)
     jobs = min(config.jobs or os.cpu_count() or 1, config.budget.trials)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), one_core) as pool:
-        _watch([pool.submit(work, config) for _ in range(jobs)], pool, study, config.budget)
+        watch([pool.submit(work, config) for _ in range(jobs)], pool, study, config.budget)
     with FileLock(config.folder / "results.lock"):  # Every process that shared the work comes to the same results.
         found = _found(config, study, space, left_out)
         if found.best is not None:
@@ -254,25 +252,3 @@ def _made_again(config: SearchConfig, chosen: Attack, found: Found) -> list[dict
         row = {"seed": seed, "run": str(run.path.relative_to(config.folder)), "harm": value_of(metrics, found.metric)}
         rows.append(row | left_of(metrics, before) | {"feasible": within})
     return rows
-
-
-def _watch(workers: Sequence[Future[None]], pool: ProcessPoolExecutor, study: Study, budget: Budget) -> None:
-    """Show how far the trials are, until every process has ended. Raises what ended one of them."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("searching", total=budget.trials if budget.flops is None else None)
-        try:
-            waiting = set(workers)
-            while waiting:
-                ended, waiting = wait(waiting, timeout=1.0)
-                for worker in ended:
-                    worker.result()
-                made = [trial for trial in begun(study.get_trials(deepcopy=False)) if trial.state.is_finished()]
-                progress.update(task, completed=len(made), description=made[-1].user_attrs["name"] if made else None)
-        except BrokenProcessPool:
-            raise RepnoiseError(KILLED) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

@@ -7,11 +7,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repnoise.cells import KILLED
 from repnoise.errors import RepnoiseError
 from repnoise.runs import fingerprint
 
@@ -194,3 +197,27 @@ def beating(trial: Trial) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def watch(
+    workers: Sequence[Future[None]], pool: ProcessPoolExecutor, study: Study, budget: Budget, title: str = "searching"
+) -> None:
+    """Show how far the trials are, until every process has ended. Raises what ended one of them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=budget.trials if budget.flops is None else None)
+        try:
+            waiting = set(workers)
+            while waiting:
+                ended, waiting = wait(waiting, timeout=1.0)
+                for worker in ended:
+                    worker.result()
+                made = [trial for trial in begun(study.get_trials(deepcopy=False)) if trial.state.is_finished()]
+                progress.update(task, completed=len(made), description=made[-1].user_attrs["name"] if made else None)
+        except BrokenProcessPool:
+            raise RepnoiseError(KILLED) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
