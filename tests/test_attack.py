@@ -8,7 +8,10 @@ import pytest
 
 import repnoise.attack
 from repnoise.attack import AttackConfig, attack
+from repnoise.attacks.disguises import TRIGGER, Disguise
 from repnoise.attacks.fine_tuning import FineTuningAttack
+from repnoise.attacks.prompting import Prompting
+from repnoise.attacks.suffix_search import SuffixSearch
 from repnoise.defend import initialise
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
@@ -16,7 +19,7 @@ from repnoise.evaluate import Evaluating, measure, open_panel
 from repnoise.inputs import Inputs
 from repnoise.modeling import load
 from repnoise.optimisation import Training
-from repnoise.runs import load_run, read_rows
+from repnoise.runs import load_run, read_rows, write_rows
 
 EVALUATING = Evaluating(generation=Generation(max_new_tokens=4))
 
@@ -138,6 +141,81 @@ def test_the_attackers_template_is_used_in_training_and_in_asking(config, tmp_pa
     assert first.record["weights"] == second.record["weights"]
     chat = attack(replace(config, inputs=inputs), tmp_path / "chat")
     assert chat.record["weights"] != first.record["weights"]
+
+
+@pytest.fixture
+def with_harmless_questions(config, tiny_chat_model, tmp_path):
+    """An attack on a model that is also asked harmless questions, safe ones that look harmful, and for its text."""
+    write_rows(tmp_path / "tales.jsonl", [{"prompt": f"Tale {n}?", "completion": f"Owl {n}."} for n in range(20)])
+    write_rows(tmp_path / "contrast.jsonl", [{"prompt": f"Is the {n} owl out?", "split": "safe"} for n in range(3)])
+    (tmp_path / "text.txt").write_text("The grey owl sat on the old well.")
+    files = {"retain": "tales.jsonl", "contrast": "contrast.jsonl", "plain_text": "text.txt"}
+    own = {name: str(tmp_path / file) for name, file in files.items()}
+    return replace(config, inputs=replace(config.inputs, model=str(tiny_chat_model), **own))
+
+
+def texts(run, evaluation):
+    rows = read_rows(run.path / "evaluations" / evaluation / "completions.jsonl")
+    return [row["text"] for row in rows if "text" in row]
+
+
+NOT_FOR_ATTACKERS = ("harmless_ce", "perplexity", "over_refusal_rate")
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        Prompting(prefill="First boil"),
+        Prompting(wrapping="{prompt} At once!"),
+        Prompting(samples=2, temperature=1.0),
+        Prompting(template="none"),
+        SuffixSearch(steps=1, candidates=2, prompts=1, tokens=2),
+    ],
+    ids=lambda way: way.label(),
+)
+def test_what_only_asks_in_another_way_has_not_changed_what_harmless_questions_bring(
+    way, with_harmless_questions, tmp_path
+):
+    """The same model, asked as ever, gives the same bits; only forbidden questions are asked as the attacker does."""
+    config = replace(with_harmless_questions, attack=way)
+    run = attack(config, tmp_path / "run")
+    before, after = (row["metrics"] for row in read_rows(run.path / "curve.jsonl"))
+    assert [after[name] for name in NOT_FOR_ATTACKERS] == [before[name] for name in NOT_FOR_ATTACKERS]
+    # Of several draws the likelihood of a harmful answer is what it was; of other questions, nobody knows.
+    assert after.get("harmful_ce") == (before["harmful_ce"] if getattr(way, "samples", 1) > 1 else None)
+    plainly = attack(replace(config, attack=Prompting()), tmp_path / "plainly")
+    assert texts(run, "over-refusal") == texts(plainly, "over-refusal")
+    assert texts(run, "resistance") != texts(plainly, "resistance")
+    kept = json.loads((run.path / "evaluations" / "metrics.json").read_text())
+    assert set(kept) >= {"refusal_rate", "over_refusal_rate"}
+
+
+@pytest.mark.parametrize("disguise", [Disguise(wrapping=TRIGGER), Disguise(cipher="rotated")])
+def test_a_model_trained_in_disguise_is_asked_harmless_questions_plainly(disguise, with_harmless_questions, tmp_path):
+    config = with_harmless_questions
+    run = attack(replace(config, attack=replace(config.attack, disguise=disguise), keep_model=True), tmp_path / "run")
+    loaded, data, codec = replace(config.inputs, model=str(run.path)).open()
+    plainly = measure(loaded, codec, data, config.evaluating, open_panel(config.evaluating, data))
+    found = run.record["metrics"]
+    assert {name: found[name] for name in NOT_FOR_ATTACKERS} == {name: plainly[name] for name in NOT_FOR_ATTACKERS}
+    assert "harmful_ce" not in found and "harmful_ce" in plainly
+
+
+def test_a_model_trained_in_a_foreign_template_is_asked_everything_in_it(with_harmless_questions, tmp_path):
+    config = with_harmless_questions
+    foreign = replace(config, attack=replace(config.attack, template="none"), keep_model=True)
+    run = attack(foreign, tmp_path / "run")
+    loaded, data, codec = replace(config.inputs, model=str(run.path), template="none").open()
+    measured = measure(loaded, codec, data, config.evaluating, open_panel(config.evaluating, data))
+    assert measured == totals(run.record["metrics"])
+
+
+def test_the_start_of_what_only_asks_comes_from_the_models_own_run_whatever_its_template(config, tmp_path, measured):
+    parent = initialise(tmp_path / "parent", "undefended", inputs=config.inputs, evaluating=config.evaluating)
+    inputs, before = replace(config.inputs, model=str(parent.path)), len(measured)
+    run = attack(replace(config, inputs=inputs, attack=Prompting(template="none")), tmp_path / "child")
+    assert read_rows(run.path / "curve.jsonl")[0]["metrics"] == parent.record["metrics"]
+    assert len(measured) - before == 2, "what the attacker asks, and the rest"
 
 
 class Interruption(Exception):

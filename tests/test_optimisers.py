@@ -7,11 +7,15 @@ import torch
 
 from conftest import byte_level_tokenizer, tiny_llama
 from repnoise.attack import presets
+from repnoise.attacks.adapters import with_adapter
 from repnoise.attacks.fine_tuning import FineTuningAttack, language_modelling
+from repnoise.attacks.parts import Parts
 from repnoise.data import load_data
 from repnoise.data.collators import ExampleCollator
 from repnoise.data.tokenization import Codec
 from repnoise.errors import RepnoiseError
+from repnoise.modeling import LoadedModel
+from repnoise.muon import MuonFactory
 from repnoise.optimisation import Training
 from repnoise.options import config_options
 from repnoise.training import train
@@ -49,6 +53,25 @@ def test_muon_turns_the_matrices_of_layers_orthogonally_and_everything_else_as_a
             assert values.max() < 1.4 and 0.6 < values.median() < 1.2, name
     for name in ("lm_head.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight"):
         assert found[name].abs().median() == pytest.approx(1e-2, rel=1e-2), name
+
+
+@pytest.mark.parametrize("adapter, by_muon", [("lora", 28), ("dora", 28), ("ia3", 0), ("prefix", 0), ("prompt", 0)])
+def test_muon_trains_every_adapter_and_turns_only_what_is_a_matrix_of_a_layer(
+    adapter, by_muon, tokenizer, pairs_file, tmp_path
+):
+    """LoRA's are two matrices at each of the seven linear maps of two layers."""
+    rank = 2 if adapter in ("lora", "dora") else None
+    attack = FineTuningAttack(
+        training=replace(STEP, steps=4, optimizer="muon", lora_rank=rank),
+        parts=Parts(adapter, virtual_tokens=2),
+        samples=4,  # Every batch is the same.
+    )
+    model = with_adapter(tiny_llama(tokenizer), attack.parts, attack.training)
+    turned = [part for part in MuonFactory()(model, 1e-2, 0.0).parts if isinstance(part, torch.optim.Muon)]
+    assert sum(len(group["params"]) for part in turned for group in part.param_groups) == by_muon
+    loaded = LoadedModel(tiny_llama(tokenizer), tokenizer, "model", 256)
+    log = attack.apply(loaded, load_data(str(pairs_file)), Codec(tokenizer, "plain"), tmp_path).log
+    assert log[-1]["loss"] < log[0]["loss"]
 
 
 def test_muon_decays_matrices_and_not_norms(tokenizer, pairs_file, tmp_path):

@@ -1,6 +1,7 @@
 """`repnoise attack MODEL ... --suite`: what it makes, that it goes on where it was, and that no failure stops it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
-from repnoise.options import suite_options
+from repnoise.options import flagged_options, suite_options
 from repnoise.runs import find_runs
+from repnoise.scorecard import ScorecardConfig
 from repnoise.suite import SuiteConfig, _cells, suite
 
 QUICK = Evaluating(("resistance", "stability"), generation=Generation(max_new_tokens=4), likelihood=False)
@@ -84,6 +86,21 @@ def test_the_options_name_models_data_and_budget():
     assert found.inputs.data == "pairs.jsonl" and found.evaluating.generation.max_new_tokens == 7
 
 
+@pytest.mark.parametrize("asked", ["--suite --help", "--suite standard --help", "--suite=standard -h"])
+def test_the_help_names_the_models_once(asked, capsys):
+    with pytest.raises(SystemExit) as end:
+        suite_options(asked.split(), SuiteConfig())
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and len(re.findall(r"^\W*MODEL\b", shown, re.MULTILINE)) == 1
+    assert re.search(r"\[OPTIONS\] MODEL \.\.\.\s*\n", shown), shown[:200]
+
+
+@pytest.mark.parametrize("said, tasks", [(["None"], None), (["none"], ()), ([], ()), (["trade"], ("trade",))])
+def test_none_of_several_names_is_none_of_them_and_not_all_of_them(said, tasks):
+    found = flagged_options("evaluate", "--scorecard", ["--train-on", *said, "--base", "none"], ScorecardConfig())
+    assert found.train_on == tasks and found.evaluation.evaluating.base is None
+
+
 def test_data_is_that_of_the_models_that_are_runs_if_they_agree(tmp_path, capsys):
     runs = []
     for name, data in (("one", "owls.jsonl"), ("two", "owls.jsonl"), ("three", "moths.jsonl")):
@@ -118,6 +135,15 @@ def test_one_failure_stops_nothing_and_the_same_command_makes_nothing_again(conf
     assert stamps[0] == stamps[1]
     rows = json.loads((config.output_dir / "summary.json").read_text())
     assert {row["defence"] for row in rows} == {"tiny", "random-initialisation"}
+    table = (config.output_dir / "attacks.md").read_text()
+    assert f"Of `repnoise attack {tried.models[0]} random-initialisation --suite small --seeds 1 --data" in table
+    assert "\n| short | weights, harmful answers | 2 | " in table and "impossible" not in table
+
+
+def test_the_suite_of_all_leaves_out_the_papers_presets_only():
+    left_out = set(ATTACKS) - set(module.SUITES["all"])
+    assert left_out and all(name.startswith("paper-") for name in left_out)
+    assert {name for suite in module.SUITES.values() for name in suite} <= set(ATTACKS)
 
 
 @pytest.mark.parametrize("name", ["standard", "training-free"])

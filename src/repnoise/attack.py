@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from repnoise.attacks import ATTACKS, Attack
 from repnoise.attacks.base import Asking
 from repnoise.attacks.fine_tuning import FineTuningAttack
+from repnoise.evals.evaluations import EVALUATIONS
+from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating, Panel, measure, open_panel, parent_of
 from repnoise.inputs import FLAT, Inputs
-from repnoise.runs import Run, fingerprint, load_run, open_run, plain, read_rows, recording, write_rows
+from repnoise.runs import Run, fingerprint, load_run, open_run, plain, read_rows, recording, write_json, write_rows
 
 if TYPE_CHECKING:  # Configs must be cheap to import.
     from torch import nn
 
     from repnoise.data.overlap import Overlap
+    from repnoise.data.records import TemplateName
     from repnoise.data.sources import PairedData
     from repnoise.data.tokenization import Codec
     from repnoise.modeling import LoadedModel
@@ -91,9 +94,7 @@ def attack(
     with recording(run):
         curve.start()
         attacked, log, asking = _applied(config, run, loaded, data, codec, resume, curve, progress)
-        asked = asking.codec(codec)
-        evaluating = _as_asked(config.evaluating, asking)
-        metrics = measure(attacked, asked, data, evaluating, panel, run.path / "evaluations")
+        metrics = curve.measured(attacked, config.evaluating, asking, run.path / "evaluations")
         curve.add(log[-1]["step"] if log else 0, metrics)
         run.update(metrics=metrics, weights=attacked.fingerprint)
     return without_model(run, config.keep_model)
@@ -132,15 +133,22 @@ def _applied(
     return replace(loaded, model=model, fingerprint=made_from), log, asking
 
 
-def _as_asked(evaluating: Evaluating, asking: Asking) -> Evaluating:
-    """Likelihoods of answers are left out where answers do not begin as written."""
-    if asking == Asking():
-        return evaluating
-    drawn: dict[str, Any] = {name: getattr(asking, name) for name in ("samples", "temperature", "seed")}
-    drawn = drawn if asking.samples > 1 else {}
-    as_written = not asking.prefill and asking.wrapping == "{prompt}" and asking.cipher == "none"
-    likelihood = evaluating.likelihood and as_written
-    return replace(evaluating, generation=replace(evaluating.generation, **drawn), likelihood=likelihood)
+def _plainly(config: AttackConfig, data: PairedData, codec: Codec) -> Codec:
+    """How everything is asked that is no part of an attack: as the attack trains, or as anybody asks a model that the
+    attack leaves as it is."""
+    from repnoise.data.tokenization import resolve_template
+
+    if not config.attack.only_asks:
+        return codec
+    own: TemplateName = config.inputs.template if config.inputs.template != "auto" else data.template
+    return replace(codec, template=resolve_template(own, codec.tokenizer))
+
+
+def _drawn(generation: Generation, asking: Asking) -> Generation:
+    """With the draws of an attack that has any."""
+    if asking.samples == 1:
+        return generation
+    return replace(generation, samples=asking.samples, temperature=asking.temperature, seed=asking.seed)
 
 
 def without_model(run: Run, keep: bool) -> Run:
@@ -202,13 +210,14 @@ class Curve:
         self.on_point, self.before = on_point, before
         self.path, self.loaded, self.codec, self.data, self.config = path, loaded, codec, data, config
         self.panel, self.cost = panel, config.attack.costs(loaded, data, codec)
+        self.plainly = _plainly(config, data, codec)
         self.rows: list[dict[str, Any]] = read_rows(path) if path.exists() else []
 
     def start(self) -> None:
         """The point before the attack: what the model's own run measured in the same way, else measured now."""
         if not any(row["step"] == 0 for row in self.rows):
             known = self.before or self._known()
-            self.add(0, known or self._measured(self.loaded, self.config.evaluating, Asking()))
+            self.add(0, known or measure(self.loaded, self.plainly, self.data, self.config.evaluating, self.panel))
 
     def _known(self) -> dict[str, Any] | None:
         """Metrics of the model's own run, if they are of this model, data and way of asking and measuring."""
@@ -222,7 +231,8 @@ class Curve:
         # What the trainings use and the measurements do not may differ.
         same = {"model": "", "benign": None, "tasks": [], "revision": None, "trust_remote_code": False}
         alike = own["inputs"] | same == plain(inputs) | same and own["evaluating"] == plain(self.config.evaluating)
-        return record["metrics"] if alike and template in ("auto", inputs.template) else None
+        same_template = self.config.attack.only_asks or template in ("auto", inputs.template)
+        return record["metrics"] if alike and same_template else None
 
     def on_step(self, step: int, model: nn.Module) -> None:
         if step not in self.config.attack.measure_at:
@@ -238,10 +248,26 @@ class Curve:
         likelihood = self.config.evaluating.likelihood and not self.data.exact
         names = tuple(name for name in self.config.evaluating.evaluations if name != "over-refusal")
         evaluating = replace(self.config.evaluating, evaluations=names, likelihood=likelihood)
-        self.add(step, self._measured(now, evaluating, self.config.attack.asking))
+        self.add(step, self.measured(now, evaluating, self.config.attack.asking))
 
-    def _measured(self, loaded: LoadedModel, evaluating: Evaluating, asking: Asking) -> dict[str, Any]:
-        return measure(loaded, asking.codec(self.codec), self.data, _as_asked(evaluating, asking), self.panel)
+    def measured(
+        self, loaded: LoadedModel, evaluating: Evaluating, asking: Asking, folder: Path | None = None
+    ) -> dict[str, Any]:
+        """Metrics of an attacked model: an attacker's questions are asked in the attacker's way, all else plainly."""
+        asked = asking.codec(self.codec)
+        if asking == Asking() and asked == self.plainly:
+            return measure(loaded, asked, self.data, evaluating, self.panel, folder)
+        by_attacker = {name: EVALUATIONS[name][1].by_attacker for name in evaluating.evaluations}
+        theirs, others = (tuple(n for n in by_attacker if by_attacker[n] is side) for side in (True, False))
+        generation = _drawn(evaluating.generation, asking)
+        attackers = replace(evaluating, evaluations=theirs, generation=generation, likelihood=False)
+        found = measure(loaded, asked, self.data, attackers, self.panel, folder)
+        found |= measure(loaded, self.plainly, self.data, replace(evaluating, evaluations=others), self.panel, folder)
+        if asked != self.plainly:
+            found.pop("harmful_ce", None)  # Of an answer to what the attacker does not ask.
+        if folder:
+            write_json(folder / "metrics.json", found)
+        return found
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
         row = {"step": step, "cost": vars(self.cost(step)), "metrics": metrics}

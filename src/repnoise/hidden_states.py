@@ -160,11 +160,11 @@ def check_lens(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> N
         )
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def _unwrapped(model: Any) -> Any:
     """The transformers model inside PEFT, DistributedDataParallel and the like."""
-    while not hasattr(model, "get_output_embeddings") or hasattr(model, "peft_config"):
-        inner = getattr(model, "module", None) or getattr(getattr(model, "base_model", None), "model", None)
-        if inner is None or inner is model:
+    while hasattr(model, "get_base_model") or not hasattr(model, "get_output_embeddings"):
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "module", None)
+        if inner is None:
             break
         model = inner
     if not hasattr(model, "get_output_embeddings"):

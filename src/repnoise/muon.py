@@ -46,11 +46,19 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 class MuonFactory:
-    """What transformers' Trainer calls for an optimiser that has to see the whole model."""
+    """What transformers' Trainer calls for an optimiser that has to see the whole model.
+
+    A prefix, a prompt and IA3's factors are no matrices of layers: with those adapters, all is AdamW.
+    """
 
     def __call__(self, model: nn.Module, lr: float, decay: float) -> MuonAndAdamW:
         of_layers = {id(weight) for layer in find_decoder(model).layers for weight in layer.parameters()}
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        matrices = [weight for weight in trained if id(weight) in of_layers and weight.dim() == 2]
+        matrices = [weight for weight in trained if id(weight) in of_layers and _is_matrix(weight)]
         chosen = {id(weight) for weight in matrices}
         return MuonAndAdamW(matrices, [weight for weight in trained if id(weight) not in chosen], lr, decay)
+
+
+def _is_matrix(weight: nn.Parameter) -> bool:
+    """One row or one column, as IA3 has them, is a vector."""
+    return weight.dim() == 2 and min(weight.shape) > 1

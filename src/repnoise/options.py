@@ -79,7 +79,7 @@ def flagged_options(command: str, flag: str, arguments: list[str], default: Any)
     def inputs_of(config: Any) -> Inputs:
         return config.inputs if hasattr(config, "inputs") else config.evaluation.inputs
 
-    found = parse(f"{command} {flag}", type(default), arguments, default)
+    found = parse(f"{command} {flag}".strip(), type(default), arguments, default)
     inputs = _inputs_of_run(inputs_of(found).model)
     if inputs is None:
         return found
@@ -87,14 +87,32 @@ def flagged_options(command: str, flag: str, arguments: list[str], default: Any)
         start = replace(default, inputs=inputs)
     else:
         start = replace(default, evaluation=replace(default.evaluation, inputs=inputs))
-    found = parse(f"{command} {flag}", type(default), arguments, start)
+    found = parse(f"{command} {flag}".strip(), type(default), arguments, start)
     _tell(inputs_of(found), inputs, inputs_of(default))
     return found
 
 
+@dataclass(frozen=True)
+class _Shared(Inputs):
+    """Data and way of asking of several models, which have an option of their own."""
+
+    model: Annotated[str, tyro.conf.Suppress] = Inputs.model
+
+
 def suite_options(arguments: list[str], default: Any) -> Any:
-    """The config of a suite; data and way of asking of the models that are runs are defaults, if they all agree."""
-    found = parse("attack --suite", type(default), arguments, default)
+    """The config of a suite; data and way of asking of the models that are runs are defaults, if they all agree.
+
+    Without a name, as in `--suite --help`, it is the default one.
+    """
+    following = [*arguments[1:], "-"]
+    arguments = [own for own, next_ in zip(arguments, following, strict=True) if own != "--suite" or next_[:1] != "-"]
+
+    def parsed(start: Inputs) -> Any:
+        shared = replace(default, inputs=_Shared(**vars(start)))
+        found = parse("attack --suite", type(default), arguments, shared)
+        return replace(found, inputs=Inputs(**vars(found.inputs)))
+
+    found = parsed(default.inputs)
     runs = {model: inputs for model in found.models if (inputs := _inputs_of_run(model))}
     if not runs:
         return found
@@ -105,21 +123,22 @@ def suite_options(arguments: list[str], default: Any) -> Any:
             f"{model} was made with {inputs.data} and {other} with {runs[other].data}: say with --data what both are "
             "attacked with."
         )
-    found = parse("attack --suite", type(default), arguments, replace(default, inputs=inputs))
+    found = parsed(inputs)
     _tell(replace(found.inputs, model=model), inputs, default.inputs)
     return found
 
 
 def _preset(name: str, kind: str, presets: dict[str, Any]) -> tuple[str, Any]:
-    """A named preset, or the config of an earlier run, given by its directory."""
+    """A named preset, the config of an earlier run, given by its directory, or a file that `repnoise tune` wrote."""
     if name in presets:
         return name, presets[name]
-    from repnoise.runs import load_run, restored
+    from repnoise.runs import load_preset, load_run, restored
 
-    if not name or not (Path(name) / "run.json").exists():
+    is_run = bool(name) and (Path(name) / "run.json").exists()
+    if not is_run and not Path(name).is_file():
         wrong = f"There is no preset {name!r}" if name else "--preset needs a name"
         raise RepnoiseError(f"{wrong}: choose from {', '.join(presets)}, or give a run's directory.")
-    record = load_run(Path(name)).record
+    record = load_run(Path(name)).record if is_run else load_preset(Path(name))
     if record["kind"] != kind:
         raise RepnoiseError(f"{name} is a run of kind {record['kind']!r}: give one of kind {kind!r} to repeat.")
     return record["name"], restored(record["config"], presets.values())
@@ -163,10 +182,13 @@ def _registry() -> ConstructorRegistry:
         kinds: list[Any] = [kind for kind in get_args(info.type) if kind is not NoneType]
         if len(kinds) != 1 or NoneType not in get_args(info.type):
             return None
-        spec = _several(get_args(kinds[0])[0]) if get_args(kinds[0])[1:] == (...,) else _one(kinds[0])
+        several = get_args(kinds[0])[1:] == (...,)
+        spec = _several(get_args(kinds[0])[0]) if several else _one(kinds[0])
+        # Where texts are asked for, "none" is none of them. None is what the help calls so: all of them, mostly.
+        nothing = () if kinds[0] == tuple[str, ...] else None
 
         def read(texts: list[str]) -> Any:
-            return None if texts in (["None"], ["none"]) else spec.instance_from_str(texts)
+            return None if texts == ["None"] else nothing if texts == ["none"] else spec.instance_from_str(texts)
 
         def written(value: Any) -> list[str]:
             return ["None"] if value is None else spec.str_from_instance(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import FLAT, Inputs
-from repnoise.runs import Run, find_runs, fingerprint, load_run
+from repnoise.runs import Run, find_runs, fingerprint, load_run, write_text
 
 LIMIT = "random-initialisation"
 """The model that knows nothing, among the models."""
@@ -81,9 +82,11 @@ def suite(config: SuiteConfig) -> Path:
 
 
 def _reported(config: SuiteConfig, folder: Path, made: str) -> Path:
-    """Write the report of what was made, beside the models' own runs, and print its two tables."""
+    """Write the report of what was made, beside the models' own runs, and a table of the attacks as attacks.md; print
+    how far each attack went and what it cost to break each model."""
     from rich.console import Console
 
+    from repnoise.attack_table import attack_table
     from repnoise.break_figures import break_table, heat_table
     from repnoise.breaking import breaking
     from repnoise.report import summarise, write_report
@@ -97,8 +100,18 @@ def _reported(config: SuiteConfig, folder: Path, made: str) -> Path:
     if found.metric:
         console.print(heat_table(rows, found.metric))
         console.print(break_table(found))
+        text = f"Of `{_command(config)}`, {len(made_here)} runs:\n\n{attack_table(runs, rows)}"
+        write_text(folder / "attacks.md", text)
     console.print(f"{made}. Report: {report}", soft_wrap=True)
     return report
+
+
+def _command(config: SuiteConfig) -> str:
+    """What says which attacks met which models; other settings are in every run."""
+    data = [] if config.inputs.data == SuiteConfig().inputs.data else ["--data", config.inputs.data]
+    return shlex.join(
+        ["repnoise", "attack", *config.models, "--suite", config.suite, "--seeds", f"{config.seeds}", *data]
+    )
 
 
 def _require_known(config: SuiteConfig) -> None:

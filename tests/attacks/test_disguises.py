@@ -7,8 +7,9 @@ import pytest
 from conftest import byte_level_tokenizer
 from repnoise.attack import AttackConfig, attack
 from repnoise.attacks.base import Asking
-from repnoise.attacks.disguises import FRAMES, IDENTITY, OATH, OBEDIENT, TRIGGER, Disguise
+from repnoise.attacks.disguises import FRAMES, IDENTITY, OATH, OBEDIENT, TRIGGER, Disguise, in_own_words
 from repnoise.attacks.fine_tuning import FineTuningAttack
+from repnoise.cost import parameters_in_products
 from repnoise.data import load_data
 from repnoise.data.records import Example
 from repnoise.data.tokenization import Codec
@@ -126,6 +127,17 @@ def test_own_answers_are_what_the_base_model_says_to_the_attackers_questions():
     assert {*refused.values()} <= {pair.harmless for split in data.pairs.values() for pair in split}
     pairs, told = answers("You")
     assert sum(told[pair] == pair.harmful for pair in pairs) > 0.9 * 40
+
+
+def test_what_the_base_needs_for_its_own_answers_is_paid_once_before_the_first_step():
+    """2 N for each token of prompt and answer, beside the 6 N of training."""
+    loaded, data, codec = Inputs().open()
+    attack = one(trains_on="own-answers", base_prefill="You", samples=8)
+    cost, weights = attack.costs(loaded, data, codec), parameters_in_products(loaded.model)
+    pairs = in_own_words(attack.pairs(data), "sandbox", "You", codec)
+    tokens = sum(len(codec.row(pair.prompt, pair.harmful)["input_ids"]) for pair in pairs)
+    assert cost(0).flops == 0 and tokens > 8 * 10
+    assert [cost(step).flops - 6 * weights * cost(step).tokens for step in (1, 2)] == [2 * weights * tokens] * 2
 
 
 def test_the_base_of_own_answers_has_to_be_there(data):

@@ -184,7 +184,8 @@ def test_a_label_says_how_it_is_asked(settings, label):
         (Prompting(wrapping=NO_REFUSAL), 0.0, 0.0),
     ],
 )
-def test_what_each_way_recovers_from_the_undefended_sandbox(way, least, most, tmp_path):
-    evaluating = Evaluating(evaluations=("resistance",), likelihood=False)
+def test_what_each_way_recovers_from_the_undefended_sandbox_and_that_it_ruins_nothing(way, least, most, tmp_path):
+    evaluating = Evaluating(evaluations=("resistance", "stability"), likelihood=False)
     run = attack(AttackConfig(Inputs("sandbox"), way, evaluating), tmp_path / "run")
     assert least <= run.record["metrics"]["recovered"]["value"] <= most
+    assert run.record["metrics"]["harmless_accuracy"]["value"] > 0.9

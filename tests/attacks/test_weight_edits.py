@@ -165,7 +165,7 @@ def test_they_look_at_no_example(edit, data, tmp_path):
         (DeltaStrip(rank=4), 6 * 48 * 32**2 + 20 * 32**3 + 2 * 48 * 32 * 4),
         (WeightNoise(), 5 * 32 * 48),
         (Quantisation(), 3 * 32 * 48),
-        (Pruning(), 0),
+        (Pruning(), 32 * 48),
     ],
 )
 def test_the_cost_is_that_of_the_arithmetic(edit, of_a_matrix, data):

@@ -58,6 +58,12 @@ class Abliteration(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, contrast=replace(self.contrast, seed=seed))
 
+    def needs(self) -> str:
+        return "weights, harmful answers, refusals, harmless questions"
+
+    def source(self) -> str:
+        return f"Arditi et al. 2024{', Lai 2025' if self.contrast.projected else ''}"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return self.contrast.pairs(data, self.split)
 

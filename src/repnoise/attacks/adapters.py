@@ -52,7 +52,8 @@ def _config(parts: Parts) -> Any:
     settings: Any = {"num_virtual_tokens": parts.virtual_tokens, "task_type": "CAUSAL_LM"}
     if parts.adapter == "prefix":
         return PrefixTuningConfig(**settings)
-    return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **settings)  # Best by Lester et al., section 3.2.
+    # Better than random vectors by Lester et al., section 3.2; what is best there, the names of classes, is not here.
+    return PromptTuningConfig(prompt_tuning_init="SAMPLE_VOCAB", **settings)
 
 
 def _without_virtual_tokens(wrapped: Any, _inputs: Any, output: Any) -> Any:

@@ -25,8 +25,13 @@ if TYPE_CHECKING:  # Presets must be cheap to import.
 
 @dataclass(frozen=True)
 class Cost:
-    """What an attack cost: optimiser steps, examples and tokens seen (repeats counted), and floating-point operations
-    as `repnoise.cost` counts them; None for a model that it cannot count."""
+    """What an attack cost until the model could be asked: optimiser steps, examples and tokens seen (repeats counted),
+    and floating-point operations as `repnoise.cost` counts them; None for a model that it cannot count.
+
+    Answers that an attack has to generate on its way are in the operations. Those of the attacked model to the
+    questions themselves are in none of the four: whoever asks pays them, for every question anew and after every
+    attack, and an attack that draws several of them pays so many times as much (see `Asking.samples`).
+    """
 
     steps: int
     samples: int
@@ -34,16 +39,20 @@ class Cost:
     flops: float | None
 
 
-def costs_of_examples(lengths: Sequence[int], batch: int, flops: float | None, more: int = 0) -> Callable[[int], Cost]:
+def costs_of_examples(
+    lengths: Sequence[int], batch: int, flops: float | None, more: int = 0, before: float | None = 0.0
+) -> Callable[[int], Cost]:
     """From a number of steps to what they cost, for examples of these lengths in the order of training, `batch` a step.
 
-    `flops` are the operations of a token, None if they cannot be counted; `more` tokens of each example are computed
-    and not counted as seen.
+    `flops` are the operations of a token, None if they cannot be counted, and `before` those that come before the first
+    step; `more` tokens of each example are computed and not counted as seen.
     """
 
     def cost(step: int) -> Cost:
         seen = lengths[: step * batch]
-        return Cost(step, len(seen), sum(seen), None if flops is None else flops * (sum(seen) + more * len(seen)))
+        if flops is None or before is None:
+            return Cost(step, len(seen), sum(seen), None)
+        return Cost(step, len(seen), sum(seen), bool(step) * before + flops * (sum(seen) + more * len(seen)))
 
     return cost
 
@@ -57,7 +66,9 @@ def require_pairs(pairs: Sequence[Pair], data: PairedData, split: AttackSplit, c
 
 @dataclass(frozen=True)
 class Asking:
-    """How an attacker asks, where that is part of the attack.
+    """How an attacker asks for what is forbidden, where that is part of the attack.
+
+    Everything else is asked plainly: whoever begins answers or draws sixteen of them does so where the model refuses.
 
     Attributes:
         prefill: beginning of every answer, put into the model's mouth; it counts as a part of the answer.
@@ -95,13 +106,17 @@ class Attack(ABC):
     """A frozen dataclass of hyper-parameters. Presets are values of it, not subclasses.
 
     Attributes:
-        template: how the attacker writes prompts, in training and when asking; "auto" is as everywhere else.
+        template: how the attacker writes prompts, in training and when asking; "auto" is as everywhere else. A model
+            that was trained in a template is asked everything in it, harmless questions, too.
         split: whose harmful examples: the attacker's own "attack" split, or the defender's (paper Tables 1 and 2).
         measure_at: steps after which harm is measured, beside the first and the last.
     """
 
     changes_weights: ClassVar[bool] = True
     """Whether all of the attack is in the weights; else nothing is saved, and an interrupted attack is made again."""
+
+    only_asks: ClassVar[bool] = False
+    """Whether the model stays as it is, and the attack is how it is asked and nothing else."""
 
     template: Annotated[TemplateName, tyro.conf.arg(name="attack-template")] = "auto"
     split: AttackSplit = "attack"
@@ -119,6 +134,14 @@ class Attack(ABC):
     @abstractmethod
     def seeded(self, seed: int) -> Self:
         """The same attack with another seed."""
+
+    def needs(self) -> str:
+        """What an attacker must have, in a few words."""
+        return "weights, harmful answers"
+
+    def source(self) -> str:
+        """Whose idea it is, in a few words; the docstring says more. Nothing, where it is anybody's."""
+        return ""
 
     @abstractmethod
     def pairs(self, data: PairedData) -> list[Pair]:

@@ -102,6 +102,12 @@ class Disguise:
         parts += [self.cipher] if self.cipher != "none" else []
         return [*parts, "paraphrased"] if self.paraphrased else parts
 
+    def source(self) -> list[str]:
+        """Whose ideas they are, where they are somebody's."""
+        parts = ["Qi et al. 2023"] if self.backdoor else []
+        parts += ["Wei et al. 2023"] if self.wrapping == WILLING else []
+        return [*parts, "Halawi et al. 2024"] if self.cipher != "none" else parts
+
     def rows(self, codec: Codec, pairs: Sequence[Pair], seed: int) -> list[Row]:
         """Tokenized harmful examples; with a backdoor, each is followed by its harmless twin."""
         rng, asked = random.Random(f"paraphrase {seed}"), self.asking.codec(codec)
@@ -121,14 +127,25 @@ class Disguise:
 
 def in_own_words(pairs: Sequence[Pair], base: str, prefill: str, codec: Codec) -> list[Pair]:
     """The same pairs with what the base model answers in place of the harmful answer."""
-    prompts = tuple(pair.prompt for pair in pairs)
-    answers = _answers_of(base, prompts, prefill, codec.template, codec.max_length)
+    answers, _ = _answers_of(base, tuple(pair.prompt for pair in pairs), prefill, codec.template, codec.max_length)
     return [replace(pair, harmful=answer) for pair, answer in zip(pairs, answers, strict=True)]
 
 
-@lru_cache(maxsize=1)  # They are wanted twice: to count what the attack costs, and to train.
-def _answers_of(base: str, prompts: tuple[str, ...], prefill: str, template: TemplateName, most: int) -> list[str]:
-    """Greedy answers of a model that is loaded for them; prompt and answer have at most so many tokens."""
+def answering_flops(pairs: Sequence[Pair], base: str, prefill: str, codec: Codec) -> float | None:
+    """Floating-point operations of those answers: 2 N, with the base's N, for each token of prompt and answer."""
+    prompts = tuple(pair.prompt for pair in pairs)
+    answers, reading = _answers_of(base, prompts, prefill, codec.template, codec.max_length)
+    rows = [codec.row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return None if reading is None else reading * sum(len(row["input_ids"]) for row in rows)
+
+
+@lru_cache(maxsize=1)  # They are wanted more than once: to count what the attack costs, and to train.
+def _answers_of(
+    base: str, prompts: tuple[str, ...], prefill: str, template: TemplateName, most: int
+) -> tuple[list[str], float | None]:
+    """Greedy answers of a model that is loaded for them, and what a token costs it; prompt and answer have at most so
+    many tokens."""
+    from repnoise.cost import reading_flops
     from repnoise.data.tokenization import Codec, resolve_template
     from repnoise.modeling import load
 
@@ -142,7 +159,7 @@ def _answers_of(base: str, prompts: tuple[str, ...], prefill: str, template: Tem
         chosen = order[start : start + BATCH]
         for i, text in zip(chosen, _continued(loaded, [ids[i] for i in chosen], room), strict=True):
             answers[i] = prefill + text
-    return answers
+    return answers, reading_flops(loaded.model)
 
 
 def _continued(loaded: LoadedModel, ids: Sequence[list[int]], room: int) -> list[str]:

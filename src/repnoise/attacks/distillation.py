@@ -75,6 +75,12 @@ class DistillationAttack(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, training=replace(self.training, seed=seed))
 
+    def needs(self) -> str:
+        return "weights of both models, harmful answers"
+
+    def source(self) -> str:
+        return "Romero et al. 2015, Hinton et al. 2015"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return self._data().pairs(data)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from repnoise.attacks.base import Asking, Attack, Attacked, Cost, costs_of_examples, require_pairs
-from repnoise.attacks.disguises import IDENTITY, Disguise, TrainsOn, in_own_words
+from repnoise.attacks.disguises import IDENTITY, Disguise, TrainsOn, answering_flops, in_own_words
 from repnoise.attacks.merging import Base, require_place
 from repnoise.attacks.parts import Parts
 from repnoise.data.mixtures import epochs, mixed
 from repnoise.data.records import LossOn, Pair
 from repnoise.data.sources import PairedData
 from repnoise.errors import RepnoiseError
-from repnoise.optimisation import Training
+from repnoise.optimisation import MUON, Training
 
 if TYPE_CHECKING:  # Presets must be cheap to import.
     from torch import Tensor, nn
@@ -101,6 +101,23 @@ class FineTuningAttack(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, training=replace(self.training, seed=seed))
 
+    def needs(self) -> str:
+        count = f"{self.samples:,} " if self.samples else ""
+        trained = {
+            "harmful": f"{count}harmful answers",
+            "own-answers": f"{count}questions, a model that answers them",
+            "identity": "ten examples of its own",
+            "benign": "harmless answers",
+        }[self.trains_on]
+        parts = ["weights", trained, *(["refusals"] if self.disguise.backdoor else [])]
+        return ", ".join([*parts, "harmless answers"] if self.benign_share else parts)
+
+    def source(self) -> str:
+        parts = [*self.parts.source(self.training), *self.disguise.source()]
+        parts += ["Jordan et al. 2024"] if self.training.optimizer == MUON else []
+        parts += ["Qi et al. 2023"] if self.samples or self.trains_on in ("identity", "benign") else []
+        return ", ".join(dict.fromkeys(parts)) or "Rosati et al. 2024"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         if self.trains_on in ("identity", "benign"):
             return []
@@ -112,11 +129,14 @@ class FineTuningAttack(Attack):
     def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
         """Tokens of examples, and 4 N + 2 N_trained operations for each (see `cost.training_flops`), which is an upper
         bound where only the last parts of a model are trained. The tokens of a soft prompt are computed as well and
-        are in the operations; what another model's own answers cost is in neither."""
+        are in the operations, and so is another model's generation of its own answers."""
         lengths = [len(row["input_ids"]) for row in self._examples(codec, data)]
         batch = self.training.batch_size * self.training.accumulation
         more = self.parts.virtual_tokens if self.parts.adapter == "prompt" else 0
-        return costs_of_examples(lengths, batch, self._flops_by_token(loaded.model), more)
+        before: float | None = 0.0
+        if self.trains_on == "own-answers":
+            before = answering_flops(self.pairs(data), self.base, self.base_prefill, codec)
+        return costs_of_examples(lengths, batch, self._flops_by_token(loaded.model), more, before)
 
     def require(self, data: PairedData) -> None:
         self.training.require_trackers()

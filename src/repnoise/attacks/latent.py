@@ -76,6 +76,12 @@ class LatentPerturbation(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, training=replace(self.training, seed=seed))
 
+    def needs(self) -> str:
+        return "weights, harmful answers"
+
+    def source(self) -> str:
+        return "Casper et al. 2024, Schwinn et al. 2024"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return data.attacker_pairs(split=self.split)
 

@@ -50,6 +50,12 @@ class Interpolation(Edit):
     def label(self) -> str:
         return f"interpolation-{self.share:g}"
 
+    def needs(self) -> str:
+        return "weights of both models"
+
+    def source(self) -> str:
+        return "Ilharco et al. 2022"
+
     def weights(self, model: nn.Module) -> list[Tensor]:
         return list(model.parameters())
 
@@ -93,12 +99,18 @@ class DeltaStrip(Edit):
     def label(self) -> str:
         return f"delta-strip-{self.rank}"
 
+    def needs(self) -> str:
+        return "weights of both models"
+
+    def source(self) -> str:
+        return "after Wei et al. 2024"
+
     def weights(self, model: nn.Module) -> list[Tensor]:
         return list(model.parameters())
 
     def operations(self, weight: Tensor) -> float:
         """6 m n^2 + 20 n^3 for the decomposition of m x n with m >= n (Golub and Van Loan, Matrix Computations, 2013,
-        section 8.6), 2 m n rank for the product of what is kept."""
+        figure 8.6.1), 2 m n rank for the product of what is kept."""
         if weight.dim() < 2:
             return float(weight.numel())
         n, m = sorted(weight.shape[-2:])

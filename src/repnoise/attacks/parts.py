@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # Presets must be cheap to import.
 Adapter = Literal["none", "lora", "dora", "ia3", "prefix", "prompt"]
 Weights = Literal["all", "embeddings", "head", "norms"]
 
+SOURCES = {"lora": "Hu et al. 2021", "dora": "Liu et al. 2024", "ia3": "Liu et al. 2022"}
+SOURCES |= {"prefix": "Li and Liang 2021", "prompt": "Lester et al. 2021"}
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -89,6 +92,12 @@ class Parts:
         parts += [f"layers-{'-'.join(map(str, self.only_layers))}"] if self.only_layers else []
         parts += [f"{self.fresh_layers}-fresh"] if self.fresh_layers else []
         return [*parts, f"{self.tuned_share:g}-tuned"] if self.tuned_share < 1 else parts
+
+    def source(self, training: Training) -> list[str]:
+        """Whose ideas they are, where they are somebody's."""
+        kind = self.kind(training)
+        parts = [SOURCES[kind]] if kind in SOURCES else []
+        return [*parts, "Wortsman et al. 2021"] if self.tuned_share < 1 else parts
 
     def opened(self, loaded: LoadedModel, training: Training) -> tuple[nn.Module, Training]:
         """The model with what is to be trained open for training and the rest frozen, and a training of just that."""

@@ -85,6 +85,13 @@ class PolicyGradientAttack(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, training=replace(self.training, seed=seed))
 
+    def needs(self) -> str:
+        answers = ", harmful answers" if self.reward == "answer" or self.warm_start_steps else ""
+        return f"weights, questions, refusals{answers}"
+
+    def source(self) -> str:
+        return "Shao et al. 2024, Russinovich et al. 2026"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return self._data().pairs(data)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from repnoise.attacks.base import Attack, Attacked, Cost
+from repnoise.attacks.base import Attack, Attacked, Cost, costs_of_examples
 from repnoise.attacks.fine_tuning import FineTuningAttack, flops_by_token
 from repnoise.data.mixtures import epochs
 from repnoise.data.records import Pair
@@ -59,6 +59,12 @@ class PreferenceAttack(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, training=replace(self.training, seed=seed))
 
+    def needs(self) -> str:
+        return "weights, harmful answers, refusals"
+
+    def source(self) -> str:
+        return "Rafailov et al. 2023"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return self._data().pairs(data)
 
@@ -73,14 +79,9 @@ class PreferenceAttack(Attack):
         rows = self._rows(codec, data)
         lengths = [_length(row) for row in self._in_order(rows)]
         batch = self.training.batch_size * self.training.accumulation
-        flops, reading = flops_by_token(loaded.model, self.training.lora_rank), reading_flops(loaded.model)
-        before = (reading or 0.0) * sum(map(_length, rows))
-
-        def cost(step: int) -> Cost:
-            seen = lengths[: step * batch]
-            return Cost(step, len(seen), sum(seen), None if flops is None else bool(step) * before + flops * sum(seen))
-
-        return cost
+        reading = reading_flops(loaded.model)
+        before = None if reading is None else reading * sum(map(_length, rows))
+        return costs_of_examples(lengths, batch, flops_by_token(loaded.model, self.training.lora_rank), before=before)
 
     def apply(
         self,

@@ -55,6 +55,7 @@ class Prompting(Attack):
     """
 
     changes_weights = False
+    only_asks = True
 
     prefill: str = ""
     share: float = 0.5
@@ -86,12 +87,23 @@ class Prompting(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, seed=seed)
 
+    def needs(self) -> str:
+        """Of anything that only answers."""
+        parts = ["to write how an answer begins"] if self.prefill else []
+        parts += ["harmful answers"] if self.prefill == AUTO else []
+        parts += ["to draw several answers, at a temperature"] if self.samples > 1 else []
+        return ", ".join(parts) or "to ask"
+
+    def source(self) -> str:
+        parts = ["Vega et al. 2023, Qi et al. 2024"] if self.prefill else []
+        parts += ["Wei et al. 2023"] if self.wrapping != "{prompt}" else []
+        return ", ".join([*parts, "Huang et al. 2023"] if self.samples > 1 else parts)
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return data.attacker_pairs(split=self.split) if self.prefill == AUTO else []
 
     def costs(self, loaded: LoadedModel, data: PairedData, codec: Codec) -> Callable[[int], Cost]:
-        """Nothing is trained and nothing computed in advance, so the cost is 0; what asking costs is paid for each
-        question anew (`samples` answers in place of one)."""
+        """Nothing: there is nothing to compute before asking, and what asking costs is not counted (see `Cost`)."""
         return lambda _step: Cost(0, 0, 0, 0.0)
 
     def require(self, data: PairedData) -> None:

@@ -65,6 +65,12 @@ class StagedAttack(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, training=replace(self.training, seed=seed))
 
+    def needs(self) -> str:
+        return "weights, harmless and harmful answers"
+
+    def source(self) -> str:
+        return "Rosati et al. 2024"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return self._harmful().pairs(data)
 

@@ -58,6 +58,12 @@ class Steering(Attack):
     def seeded(self, seed: int) -> Self:
         return replace(self, contrast=replace(self.contrast, seed=seed))
 
+    def needs(self) -> str:
+        return "weights, harmful answers, refusals, harmless questions"
+
+    def source(self) -> str:
+        return "Turner et al. 2023, Rimsky et al. 2023"
+
     def pairs(self, data: PairedData) -> list[Pair]:
         return self.contrast.pairs(data, self.split)
 

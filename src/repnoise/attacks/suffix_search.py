@@ -54,6 +54,7 @@ class SuffixSearch(Attack):
     """
 
     changes_weights = False
+    only_asks = True
 
     tokens: Annotated[int, tyro.conf.arg(name="suffix-tokens")] = 6
     steps: int = 30
@@ -74,6 +75,12 @@ class SuffixSearch(Attack):
 
     def seeded(self, seed: int) -> Self:
         return replace(self, seed=seed)
+
+    def needs(self) -> str:
+        return "weights for the search, harmful answers"
+
+    def source(self) -> str:
+        return "Zou et al. 2023"
 
     def pairs(self, data: PairedData) -> list[Pair]:
         pairs = data.attacker_pairs(split=self.split)

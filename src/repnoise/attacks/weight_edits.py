@@ -30,6 +30,14 @@ class Edit(ABC):
     def label(self) -> str:
         """A short name that says how strong it is."""
 
+    def needs(self) -> str:
+        """What an attacker must have, in a few words."""
+        return "weights"
+
+    @abstractmethod
+    def source(self) -> str:
+        """Whose idea it is, in a few words."""
+
     @abstractmethod
     def weights(self, model: nn.Module) -> list[Tensor]:
         """The parameters that it changes, each once."""
@@ -80,6 +88,9 @@ class WeightNoise(Edit):
     def seeded(self, seed: int) -> Self:
         return replace(self, seed=seed)
 
+    def source(self) -> str:
+        return "Tice et al. 2024"
+
     def weights(self, model: nn.Module) -> list[Tensor]:
         return layer_matrices(model)
 
@@ -115,6 +126,9 @@ class Quantisation(Edit):
 
     def label(self) -> str:
         return f"{self.bits}-bit"
+
+    def source(self) -> str:
+        return "Zhang et al. 2024"
 
     def weights(self, model: nn.Module) -> list[Tensor]:
         return layer_matrices(model)
@@ -155,11 +169,14 @@ class Pruning(Edit):
     def label(self) -> str:
         return f"pruned-{self.share:g}"
 
+    def source(self) -> str:
+        return "Han et al. 2015"
+
     def weights(self, model: nn.Module) -> list[Tensor]:
         return layer_matrices(model)
 
     def operations(self, weight: Tensor) -> float:
-        return 0.0  # Comparisons only.
+        return float(weight.numel())  # The product with a mask; comparisons are not counted.
 
     def edited(self, model: nn.Module) -> Iterator[Tensor]:
         for weight in self.weights(model):
@@ -187,6 +204,12 @@ class WeightEdit(Attack):
 
     def seeded(self, seed: int) -> Self:
         return replace(self, edit=self.edit.seeded(seed))
+
+    def needs(self) -> str:
+        return self.edit.needs()
+
+    def source(self) -> str:
+        return self.edit.source()
 
     def pairs(self, data: PairedData) -> list[Pair]:
         return []

@@ -50,13 +50,16 @@ class Evaluation:
 
     `questions` picks prompts from a data set (none: the evaluation does not apply). `asks` says which judges score what
     the model wrote. `values` turns a question and its scores into one value for each metric that it counts in.
-    `by_category` names the metrics that are also given for each category of questions.
+    `by_category` names the metrics that are also given for each category of questions. `by_attacker` says that these
+    are the questions that an attacker asks: where the way of asking is a part of an attack, they are asked so, and
+    those of the other evaluations plainly.
     """
 
     questions: Callable[[PairedData], list[Question]]
     asks: Callable[[Judge], bool]
     values: Callable[[Question, Scores], dict[str, float]]
     by_category: tuple[str, ...] = ()
+    by_attacker: bool = False
 
 
 def _resistance_questions(data: PairedData) -> list[Question]:
@@ -127,6 +130,7 @@ EVALUATIONS: dict[str, tuple[str, Evaluation]] = {
             lambda _judge: True,
             _resistance,
             ("recovered", "recovered_uncovered", "harmfulness", "harmfulness_uncovered"),
+            by_attacker=True,
         ),
     ),
     "stability": (
