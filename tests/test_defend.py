@@ -1,13 +1,14 @@
 """`defend` as a whole: from a model and pairs to a run, and what is in the way of it."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from conftest import byte_level_tokenizer, saved
 from repnoise.cli import main
-from repnoise.defences import PublishedRepNoise, RepNoise
+from repnoise.defences import Defence, PublishedRepNoise, RepNoise
 from repnoise.defend import DefendConfig, defend, initialise, training_examples
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
@@ -15,7 +16,7 @@ from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
 from repnoise.modeling import load
 from repnoise.optimisation import Training
-from repnoise.runs import load_run, read_rows
+from repnoise.runs import load_run, read_rows, restored
 
 EVALUATING = Evaluating(generation=Generation(max_new_tokens=4))
 TRAINING = Training(learning_rate=1e-3, steps=4, batch_size=4, save_every=None)
@@ -69,6 +70,33 @@ def test_the_same_settings_give_the_same_weights_and_another_seed_others(config,
     runs = [defend(setting, tmp_path / name) for name, setting in (("a", config), ("b", config), ("c", other))]
     first, second, third = (run.record["weights"] for run in runs)
     assert first == second != third
+
+
+@dataclass(frozen=True)
+class TowardsRandomLogits(Defence):
+    """Draws something to begin with, from torch's default generator."""
+
+    def begin(self, model):
+        target = torch.randn(model.config.vocab_size)
+
+        def loss(model, harmless, harmful, retain=None):
+            distance = (model(harmful["input_ids"]).logits - target).square().mean()
+            return distance, {"distance": distance.detach()}
+
+        return loss
+
+    def loss(self, model, harmless, harmful, retain=None):
+        return self.begin(model)(model, harmless, harmful, retain)
+
+
+def test_what_a_defence_draws_to_begin_with_is_fixed_by_the_seed(config, tmp_path):
+    drawing = replace(config, defence=TowardsRandomLogits())
+    other = replace(drawing, training=replace(TRAINING, seed=1))
+    logs = []
+    for name, setting in (("a", drawing), ("b", drawing), ("c", other)):
+        torch.rand(3)  # What else has been drawn in the process has no say.
+        logs.append(read_rows(defend(setting, tmp_path / name).path / "log.jsonl"))
+    assert logs[0] == logs[1] != logs[2]
 
 
 def test_a_defence_with_adapters_leaves_a_plain_model(config, tmp_path):
@@ -197,3 +225,37 @@ def test_a_real_model_is_defended_with_real_pairs(real_data, tmp_path):
     log = read_rows(run.path / "log.jsonl")
     assert log[-1]["stability"] < log[0]["stability"]
     assert run.finished and load(str(run.path)).fingerprint == run.record["weights"]
+
+
+# Frozen layers.
+
+
+@pytest.mark.parametrize(
+    "frozen, inside",
+    [
+        ({"frozen_layers": (1,)}, ("model.layers.1.",)),
+        ({"frozen_layers": (0, -1), "frozen_head": True}, ("model.layers.0.", "model.layers.10.", "lm_head.")),
+    ],
+)
+def test_exactly_the_weights_of_frozen_layers_and_head_keep_their_bits(frozen, inside, config, tmp_path):
+    """Of eleven layers, so that there are names in which the digit of a frozen one is another's, too."""
+    deep = replace(config.inputs, model=str(saved(tmp_path / "deep", byte_level_tokenizer(), num_hidden_layers=11)))
+    run = defend(replace(config, inputs=deep, **frozen), tmp_path / "run")
+    before, after = (dict(load(name).model.named_parameters()) for name in (deep.model, str(run.path)))
+    kept = {name for name, weight in before.items() if torch.equal(weight, after[name])}
+    assert kept == {name for name in before if name.startswith(inside)}
+    assert restored(run.record["config"], [DefendConfig(), config]) == replace(config, inputs=deep, **frozen)
+
+
+def test_what_cannot_be_frozen_is_refused_before_there_is_a_run(config, tmp_path):
+    tied = replace(config.inputs, model=str(saved(tmp_path / "tied", byte_level_tokenizer(), tie_word_embeddings=True)))
+    lora = replace(config, training=replace(TRAINING, lora_rank=2))
+    for wrong, sentence in (
+        (replace(config, inputs=tied, frozen_head=True), "tied to its embeddings and cannot be frozen alone"),
+        (replace(lora, frozen_head=True), "Adapters leave all weights as they are: drop --frozen-layers"),
+        (replace(lora, frozen_layers=(0,)), "Adapters leave all weights as they are: drop --frozen-layers"),
+        (replace(config, frozen_layers=(2,)), "There is no layer 2"),
+    ):
+        with pytest.raises(RepnoiseError, match=sentence) as refusal:
+            defend(wrong, tmp_path / "run")
+        assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import nn
 
 from repnoise.data.collators import PairCollator
@@ -18,7 +19,7 @@ from repnoise.data.tokenization import Codec
 from repnoise.defences import DEFENCES, Defence, RepNoise
 from repnoise.errors import RepnoiseError
 from repnoise.evaluate import EvaluateConfig, Evaluating, measure, open_panel, parent_of
-from repnoise.hidden_states import check_lens
+from repnoise.hidden_states import check_lens, find_decoder
 from repnoise.inputs import FLAT, Inputs
 from repnoise.modeling import LoadedModel, merged, randomly_initialised, reloaded, save_whole, weights_fingerprint
 from repnoise.optimisation import Training
@@ -36,6 +37,8 @@ class DefendConfig:
         training: optimiser settings.
         covered: let the defender see the covered half of the held-out pairs, so that both halves can be compared.
         withhold: categories of harm kept from the defender.
+        frozen_layers: indices of decoder layers whose weights stay as they are, negative ones counted from the end.
+        frozen_head: the weights of the unembedding stay as they are.
         evaluating: how the defended model is measured afterwards.
     """
 
@@ -44,6 +47,8 @@ class DefendConfig:
     training: Annotated[Training, FLAT] = field(default_factory=Training)
     covered: bool = True
     withhold: tuple[str, ...] = ()
+    frozen_layers: tuple[int, ...] = ()
+    frozen_head: bool = False
     evaluating: Annotated[Evaluating, FLAT] = field(default_factory=Evaluating)
 
 
@@ -61,6 +66,7 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
     config.training.require_trackers()
     loaded, data, codec = config.inputs.open()
     # All that bad input can break comes before the run exists.
+    freeze(loaded.model, config)
     pairs = data.defender_pairs(config.covered, config.withhold)
     examples = training_examples(codec, pairs, data.retain, config.training)
     panel = open_panel(config.evaluating, data)
@@ -80,6 +86,7 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
         return run
 
     def training() -> tuple[nn.Module, list[dict[str, Any]]]:
+        torch.manual_seed(config.training.seed)  # What it draws to begin with belongs to the run.
         loss = config.defence.begin(loaded.model)
 
         def objective(model: nn.Module, batch: Any) -> Any:
@@ -95,6 +102,31 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
         metrics = measure(defended, codec, data, config.evaluating, panel, run.path / "evaluations")
         run.update(metrics=metrics, weights=defended.fingerprint)
     return run
+
+
+def freeze(model: nn.Module, config: DefendConfig) -> None:
+    """Close the weights of the layers, and of the unembedding, that the config says are frozen.
+
+    Weights are found where they are and not by name: the paper's code looked for digits in names, and what it called
+    freezing layers 0 to 10 froze all of them. Raises RepnoiseError if they cannot be frozen alone.
+    """
+    if not (config.frozen_layers or config.frozen_head):
+        return
+    if config.training.lora_rank is not None:
+        raise RepnoiseError("Adapters leave all weights as they are: drop --frozen-layers and --frozen-head, or LoRA.")
+    decoder = find_decoder(model)
+    layers = decoder.choose(config.frozen_layers) if config.frozen_layers else []
+    frozen = [decoder.layers[i] for i in layers]
+    if config.frozen_head:
+        shared = {id(weight) for weight in model.get_input_embeddings().parameters()}  # type: ignore[operator]
+        if any(id(weight) in shared for weight in decoder.unembedding.parameters()):
+            raise RepnoiseError(
+                f"The head of {decoder.architecture} is tied to its embeddings and cannot be frozen alone: leave "
+                "--frozen-head out."
+            )
+        frozen.append(decoder.unembedding)
+    for module in frozen:
+        module.requires_grad_(False)
 
 
 def _facts(pairs: Sequence[Pair], data: PairedData) -> dict[str, Any]:

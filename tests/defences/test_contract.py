@@ -1,135 +1,266 @@
-"""What every defence owes the trainer, for each one in the dict."""
+"""What every defence owes the trainer, for each class in the dict, in the first of its presets.
 
+That one is the sandbox's, whose model has six layers, as those here have: indices of layers in it fit.
+"""
+
+import random
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from repnoise.data.collators import PairCollator
 from repnoise.data.tokenization import right_padded
 from repnoise.defences import DEFENCES, Defence
 from repnoise.errors import RepnoiseError
+from repnoise.hidden_states import find_decoder
 from repnoise.losses import IGNORE
+from repnoise.optimisation import Training
 from repnoise.runs import plain, restored
+from repnoise.training import newest_checkpoint, train
 
-# PEFT asks transformers for an attribute under its old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-LAYERS = 3
+# PEFT asks transformers for an attribute under its old name, and says that it transposes GPT-2's weights.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
+ENDS = {"vocab_size": 48, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+FIRST_PRESETS = {type(defence): name for name, (_, defence, _) in reversed(DEFENCES.items())}
 
 
-@pytest.fixture(params=DEFENCES)
+@pytest.fixture(params=sorted(FIRST_PRESETS.values()))
 def defence(request):
     return DEFENCES[request.param][1]
 
 
-@pytest.fixture
-def model():
+def llama():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=48,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            pad_token_id=1,
-            bos_token_id=2,
-            eos_token_id=3,
-        )
-    )
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**ENDS, **size))
 
 
-def batch(seed, rows=4):
+def gpt2():
+    torch.manual_seed(0)
+    size = {"n_embd": 16, "n_layer": 6, "n_head": 2, "n_positions": 32}
+    return GPT2LMHeadModel(GPT2Config(**ENDS, **size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+
+
+def rows(seed, count=4):
+    """Rows of one prompt with completions of three to five random tokens."""
     generator = torch.Generator().manual_seed(seed)
-    prompt = [10, 11, 12]
 
     def row(index):
         completion = torch.randint(4, 48, (3 + index % 3,), generator=generator).tolist()
-        return {"input_ids": prompt + completion, "labels": [IGNORE] * 3 + completion}
+        return {"input_ids": [10, 11, 12, *completion], "labels": [IGNORE] * 3 + completion}
 
-    return right_padded([row(index) for index in range(rows)], 1)
-
-
-def loss_of(defence, model, seed=0):
-    torch.manual_seed(seed)
-    return defence.loss(model, batch(1), batch(2), batch(3))
+    return [row(index) for index in range(count)]
 
 
-def test_dict_has_a_sentence_and_a_value(defence):
-    sentences = [sentence for sentence, _, _ in DEFENCES.values()]
-    assert all(sentence.endswith(".") and "\n" not in sentence for sentence in sentences)
-    assert isinstance(defence, Defence)
+def batch(seed):
+    return right_padded(rows(seed), 1)
 
 
-def test_loss_is_a_finite_scalar_with_detached_named_terms(defence, model):
-    loss, terms = loss_of(defence, model)
-    assert loss.shape == () and loss.isfinite() and loss.requires_grad
-    assert "stability" in terms
-    assert all(term.shape == () and term.isfinite() and not term.requires_grad for term in terms.values())
+def begun(defence, model):
+    """The loss (of the model and a seed) of a training that has gone on a little since it began with this model.
 
-
-def test_every_weight_gets_a_finite_gradient(defence, model):
-    loss_of(defence, model)[0].backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().sum() > 0, name
-
-
-def test_a_seed_fixes_the_loss_and_another_changes_it_where_there_is_noise(defence, model):
-    assert torch.equal(loss_of(defence, model, seed=5)[0], loss_of(defence, model, seed=5)[0])
-    loss, terms = loss_of(defence, model, seed=6)
-    assert torch.equal(loss_of(defence, model, seed=5)[0], loss) == ("noise" not in terms)
-
-
-def test_only_torchs_default_generator_is_used(defence, model):
-    state = torch.get_rng_state()
-    first = defence.loss(model, batch(1), batch(2))[0]
-    torch.set_rng_state(state)
-    assert torch.equal(defence.loss(model, batch(1), batch(2))[0], first)
-
-
-def test_no_hook_is_left(defence, model):
-    def hooks():
-        return sum(len(module._forward_hooks) for module in model.modules())
-
-    model(**{name: batch(1)[name] for name in ("input_ids", "attention_mask")}, output_hidden_states=True)
-    before = hooks()  # Transformers has hooks of its own, put there once.
-    loss_of(defence, model)
-    assert hooks() == before
-
-
-def test_lora_trains_the_adapters_of_every_layer_and_nothing_else(defence, model):
+    A method that compares the model with what it was has no gradient where the two are the same.
+    """
     torch.manual_seed(0)
+    loss = defence.begin(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+
+    def value(model, seed=0):
+        torch.manual_seed(seed)
+        return loss(model, batch(1), batch(2), batch(3))
+
+    return value
+
+
+def reached(value, model):
+    """Names of the weights that get a gradient in some of 20 steps: a method may train a few layers in each."""
+    names, wanted = set(), {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for seed in range(20):
+        model.zero_grad()
+        value(model, seed)[0].backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), name
+            if parameter.grad is not None and parameter.grad.abs().sum() > 0:
+                names.add(name)
+        if names >= wanted:
+            break
+    return names
+
+
+def test_every_preset_has_a_sentence_a_value_and_a_training():
+    for sentence, value, training in DEFENCES.values():
+        assert sentence.endswith(".") and "\n" not in sentence
+        assert isinstance(value, Defence) and isinstance(training, Training)
+
+
+def test_every_preset_is_the_same_after_having_been_stored_in_a_run():
+    for _, value, _ in DEFENCES.values():
+        assert restored(plain(value), [type(value)()]) == value
+        assert set(plain(value)) == {"class", *asdict(value)}
+
+
+def test_loss_is_a_finite_scalar_with_detached_named_terms_and_leaves_the_model_as_it_was(defence):
+    def hooks(model):
+        return sum(len(module._forward_hooks) + len(module._backward_hooks) for module in model.modules())
+
+    model = llama()
+    model(**{name: batch(1)[name] for name in ("input_ids", "attention_mask")}, output_hidden_states=True)
+    value = begun(defence, model)
+    before, hooked = {name: tensor.clone() for name, tensor in model.state_dict().items()}, hooks(model)
+    training = [module.training for module in model.modules()]
+    loss, terms = value(model)
+    assert loss.shape == () and loss.isfinite() and loss.requires_grad and terms
+    assert all(term.shape == () and term.isfinite() and not term.requires_grad for term in terms.values())
+    assert hooks(model) == hooked  # Transformers has hooks of its own, put there once, in the first line.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == training
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_every_weight_that_is_open_after_the_beginning_gets_a_finite_gradient_and_no_other(defence, build):
+    model = build()
+    value = begun(defence, model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert reached(value, model) == trained
+
+
+def test_a_frozen_layer_and_head_stay_out_of_it_and_the_others_are_trained_all_the_same(defence):
+    model = llama()
+    decoder = find_decoder(model)
+    for module in (decoder.layers[1], decoder.unembedding):
+        module.requires_grad_(False)
+    value = begun(defence, model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and not any(name.startswith(("model.layers.1.", "lm_head")) for name in trained)
+    assert reached(value, model) == trained
+
+
+@pytest.mark.parametrize("build", [llama, pytest.param(gpt2, marks=pytest.mark.slow)])
+def test_with_lora_the_adapters_of_the_maps_that_are_open_get_a_gradient_and_no_weight_does(defence, build):
+    model = build()
+    torch.manual_seed(0)
+    loss = defence.begin(model)
+    opened = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    loss_of(defence, wrapped)[0].backward()
-    trained = {name for name, p in wrapped.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert all("lora_B" in name for name in trained)  # A has no gradient while B is zero.
-    assert len([name for name in trained if "mlp.down_proj" in name]) == LAYERS
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:  # Zero at the start, and then the other half has no gradient.
+            torch.nn.init.normal_(parameter, std=0.1)
+
+    def value(model, seed):
+        torch.manual_seed(seed)
+        return loss(model, batch(1), batch(2), batch(3))
+
+    names = reached(value, wrapped)
+    assert all("lora_" in name for name in names)
+    maps = {name.removesuffix(".weight") for name in opened}
+    for name, module in wrapped.get_base_model().named_modules():
+        if hasattr(module, "lora_A") and name in maps:
+            for half in ("A", "B"):
+                assert f"base_model.model.{name}.lora_{half}.default.weight" in names
 
 
-def test_bf16_model_gives_a_finite_loss(defence, model):
-    loss, _ = loss_of(defence, model.to(torch.bfloat16))
+def test_a_seed_fixes_the_loss_and_no_other_generator_than_torchs_has_a_say(defence):
+    model = llama()
+    value = begun(defence, model)
+    losses = []
+    for other in (0, 1):
+        random.seed(other)
+        np.random.seed(other)
+        losses.append(value(model, seed=5))
+    (first, terms), (second, _) = losses
+    assert torch.equal(first, second)
+    if "noise" in terms:
+        assert not torch.equal(value(model, seed=6)[1]["noise"], terms["noise"])
+
+
+def test_without_general_harmless_data_it_works_or_says_in_one_sentence_that_it_needs_them(defence):
+    model = llama()
+    torch.manual_seed(0)
+    loss = defence.begin(model)
+    try:
+        value, terms = loss(model, batch(1), batch(2))
+    except RepnoiseError as error:
+        assert "--retain" in str(error) and "\n" not in str(error)
+    else:
+        assert value.isfinite() and all(term.isfinite() for term in terms.values())
+
+
+def test_in_bf16_the_loss_is_nearly_the_same_and_gradients_are_finite_and_in_fp32(defence):
+    model = llama()
+    value = begun(defence, model)
+    expected = value(model)[0].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = value(model)
     loss.backward()
-    assert loss.isfinite()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert loss.item() == pytest.approx(expected, rel=0.1, abs=0.1)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
 
 
-def test_descending_the_loss_lowers_it(defence, model):
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    before = loss_of(defence, model)[0].item()
-    for _ in range(10):
+def test_descending_the_loss_lowers_it(defence):
+    model = llama()
+    value = begun(defence, model)
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=2e-3)
+    before = value(model)[0].item()
+    for _ in range(5):
         optimizer.zero_grad()
-        loss_of(defence, model)[0].backward()
+        value(model)[0].backward()
         optimizer.step()
-    assert loss_of(defence, model)[0].item() < before
+    assert value(model)[0].item() < before
 
 
-def test_what_a_run_stores_gives_the_same_defence_back(defence):
-    assert restored(plain(defence), [type(defence)()]) == defence
-    assert set(plain(defence)) == {"class", *asdict(defence)}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="full"),
+        pytest.param({"lora_rank": 2, "precision": "bf16"}, id="lora-bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_training_that_is_resumed_ends_with_the_bits_of_an_uninterrupted_one(defence, changes, tmp_path):
+    training = Training(learning_rate=1e-2, steps=3, batch_size=4, warmup=0.0, save_every=2, **changes)
+    examples = [
+        {"harmless": harmless, "harmful": harmful, "retain": general}
+        for harmless, harmful, general in zip(rows(1, 12), rows(2, 12), rows(3, 12), strict=True)
+    ]
+
+    def run(folder, **options):
+        """As `repnoise defend` does it, always from the same weights."""
+        model = llama()
+        torch.manual_seed(training.seed)
+        loss = defence.begin(model)
+        return train(
+            model, examples, PairCollator(1), lambda m, b: loss(m, **b), training, tmp_path / folder, **options
+        )
+
+    def keep(step, _model):
+        """What a process that is killed in the last step leaves."""
+        if step == 3:
+            shutil.copytree(newest_checkpoint(tmp_path / "whole"), tmp_path / "cut" / "checkpoint-2")
+
+    whole, log = run("whole", on_step=keep)
+    torch.rand(7)  # Another process would not have the same random state either.
+    steps = []
+    resumed, log_of_resumed = run("cut", resume=True, on_step=lambda step, _model: steps.append(step))
+    assert steps == [3]
+    assert log_of_resumed == log and len(log) == 3
+    for (name, weight), (_, other) in zip(resumed.named_parameters(), whole.named_parameters(), strict=True):
+        assert torch.equal(weight, other), name
 
 
 def test_a_negative_weight_is_refused(defence):

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from repnoise.defences import RepNoise
+from repnoise.defences.repnoise import on_top_directions
 from repnoise.errors import RepnoiseError
 from repnoise.hidden_states import captured, fill, find_decoder
 from repnoise.losses import IGNORE, causal_ce, mmd2, mmd2_floor
@@ -180,6 +181,76 @@ def test_noise_ignores_prompt_and_padding(model, samples):
     assert torch.equal(before, after)
 
 
+def test_all_harmful_tokens_are_those_of_the_prompt_too_and_no_padding(model):
+    """The paper's "without mask": noise at every token of the row, ascent at every token that has one before it."""
+    defence = replace(DEFENCE, harmful_tokens="all")
+    assert changed(defence, model) == {"noise", "noise_floor", "ascent"}
+    _, terms = terms_of(defence, model)
+    harmful = batch(2)
+    seen = harmful["attention_mask"].bool()
+    assert seen.sum() == 20
+    torch.manual_seed(0)
+    noise = [mmd2(x[seen], torch.randn(20, WIDTH)).item() for x in states(model, "mlp", range(LAYERS))]
+    labels = harmful["input_ids"].masked_fill(~seen, IGNORE)
+    lens = [causal_ce(model.lm_head(model.model.norm(x)), labels).item() for x in states(model, "residual", range(3))]
+    assert terms["noise"] == pytest.approx(sum(noise) / LAYERS, rel=1e-5)
+    assert terms["noise_floor"] == pytest.approx(mmd2_floor(20, 20, WIDTH), rel=1e-6)
+    assert terms["ascent"] == pytest.approx(sum(lens) / LAYERS, rel=1e-5)
+
+
+def test_top_directions_by_hand():
+    """Samples 3, 2 and 1 long along the axes: the two longest are kept, whatever their sign, and the third is gone."""
+    x = torch.tensor([[3.0, 0, 0], [0, -2.0, 0], [0, 0, 1.0]], requires_grad=True)
+    kept = on_top_directions(x, 2)
+    assert torch.allclose(kept.abs(), torch.tensor([[3.0, 0], [0, 2.0], [0, 0]]), atol=1e-6)
+    kept.square().sum().backward()
+    # The square of what is kept, whose gradient knows nothing of the third direction.
+    assert torch.allclose(x.grad, torch.tensor([[6.0, 0, 0], [0, -4.0, 0], [0, 0, 0]]), atol=1e-5)
+
+
+def test_top_directions_change_the_noise_alone_which_is_that_of_the_projection(model):
+    defence = replace(DEFENCE, top_directions=2)
+    assert changed(defence, model) == {"noise", "noise_floor"}
+    _, terms = terms_of(defence, model)
+    torch.manual_seed(0)
+    expected = []
+    for state in states(model, "mlp", range(LAYERS)):
+        x = state[batch(2)["labels"] != IGNORE]
+        left, sizes, _ = torch.linalg.svd(x, full_matrices=False)
+        expected.append(mmd2((left * sizes)[:, :2], torch.randn(11, 2)).item())
+    assert terms["noise"] == pytest.approx(sum(expected) / LAYERS, rel=1e-4)
+    assert terms["noise_floor"] == pytest.approx(mmd2_floor(11, 11, 2), rel=1e-6)
+
+
+def test_noise_in_top_directions_leaves_the_others_alone(model):
+    labels, defence = batch(2)["labels"], replace(DEFENCE, top_directions=2)
+    state = states(model, "mlp", [0])[0].requires_grad_(True)
+    defence._noise([state], labels)[0].backward()
+    chosen = labels != IGNORE
+    directions = torch.linalg.svd(state.detach()[chosen], full_matrices=False).Vh
+    moved = state.grad[chosen] @ directions.T
+    assert moved[:, :2].abs().max() > 1e-4 and moved[:, 2:].abs().max() < 1e-6
+
+
+def test_more_directions_than_there_are_is_all_of_them_turned():
+    x = torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
+    for wanted in (5, 50):
+        turned = on_top_directions(x, wanted)
+        assert torch.allclose(torch.cdist(turned, turned), torch.cdist(x, x), atol=1e-5)
+        assert torch.allclose(turned.norm(dim=1), x.norm(dim=1), atol=1e-5)
+
+
+def test_top_directions_of_sequences_are_at_most_as_many_as_rows(model):
+    _, terms = terms_of(replace(DEFENCE, samples="sequences", top_directions=8), model)
+    assert terms["noise_floor"] == pytest.approx(mmd2_floor(3, 3, 3), rel=1e-6)
+
+
+def test_activations_that_are_not_finite_make_the_noise_so_for_the_trainer_to_tell(model):
+    state = states(model, "mlp", [0])[0]
+    state[0, PROMPT, 0] = math.nan
+    assert replace(DEFENCE, top_directions=2)._noise([state], batch(2)["labels"])[0].isnan()
+
+
 def test_noise_scale_is_the_target_standard_deviation(model):
     assert changed(replace(DEFENCE, noise_scale=0.5), model) == {"noise"}
     labels = batch(2)["labels"]
@@ -308,6 +379,8 @@ def test_a_batch_without_completions_is_refused(model):
         dict(kernel_multipliers=()),
         dict(kernel_multipliers=(1.0, 0.0)),
         dict(site="embedding"),
+        dict(harmful_tokens="prompt"),
+        dict(top_directions=0),
         dict(samples="words"),
         dict(layers=()),
     ],

@@ -1,16 +1,46 @@
 """Defences by name, each with the training that goes with it. A new one is a file here and a line below."""
 
+from repnoise.defences.adversarial_loss import AdversarialLoss
 from repnoise.defences.base import Defence
+from repnoise.defences.booster import Booster
+from repnoise.defences.gradient_ascent import GradientAscent
+from repnoise.defences.latent_adversarial import LatentAdversarial
+from repnoise.defences.npo import NPO
 from repnoise.defences.published import PublishedRepNoise
 from repnoise.defences.repnoise import RepNoise
+from repnoise.defences.representation_rerouting import RepresentationRerouting
+from repnoise.defences.rmu import RMU
+from repnoise.defences.safety_training import SafetyTraining
+from repnoise.defences.self_degraded import SelfDegraded
+from repnoise.defences.simnpo import SimNPO
+from repnoise.defences.t_vaccine import TVaccine
+from repnoise.defences.tar import TAR
+from repnoise.defences.vaccine import Vaccine
 from repnoise.optimisation import Training
 
+SANDBOX = Training(learning_rate=1e-3, steps=500, batch_size=16)
+"""On the sandbox all begin from the same training; `repnoise tune` finds what suits each."""
+
 DEFENCES: dict[str, tuple[str, Defence, Training]] = {
-    "repnoise": (
-        "Representation Noising as it works best in minutes on the sandbox.",
-        RepNoise(),
-        Training(learning_rate=1e-3, steps=500, batch_size=16),
-    ),
+    "repnoise": ("Representation Noising as it works best in minutes on the sandbox.", RepNoise(), SANDBOX),
+    "safety-training": ("Additional safety training: refusals, and nothing else.", SafetyTraining(), SANDBOX),
+    "gradient-ascent": ("Ascent on harmful completions, bounded by its logarithm.", GradientAscent(), SANDBOX),
+    "adversarial-loss": ("Ascent on harmful completions beside descent on refusals.", AdversarialLoss(), SANDBOX),
+    "vaccine": ("Refusals under perturbed hidden states (Vaccine).", Vaccine(), SANDBOX),
+    "t-vaccine": ("Vaccine in a few layers a step.", TVaccine(), SANDBOX),
+    "rmu": ("Harmful states steered to one random vector (RMU).", RMU(), SANDBOX),
+    "representation-rerouting": ("Harmful states turned away.", RepresentationRerouting(), SANDBOX),
+    "npo": ("Negative preference optimisation of harmful completions.", NPO(), SANDBOX),
+    "simnpo": ("The same without a reference model.", SimNPO(), SANDBOX),
+    "latent-adversarial": ("Refusals under worst-case hidden states.", LatentAdversarial(), SANDBOX),
+    "tar": ("Meta-learning against an inner attack (TAR), both phases at once.", TAR(), SANDBOX),
+    "booster": ("What one harmful step would gain is attenuated (Booster).", Booster(retain_weight=4.0), SANDBOX),
+    "self-degraded": ("Harmful questions answered beside the point.", SelfDegraded(retain_weight=4.0), SANDBOX),
+    "repnoise-no-noise": ("RepNoise without its noise.", RepNoise(noise_weight=0.0), SANDBOX),
+    "repnoise-no-ascent": ("RepNoise without its ascent.", RepNoise(ascent_weight=0.0), SANDBOX),
+    "repnoise-no-mask": ("RepNoise without its mask.", RepNoise(harmful_tokens="all"), SANDBOX),
+    "repnoise-no-lens": ("RepNoise with ascent at the last layer only.", RepNoise(lens=False), SANDBOX),
+    "repnoise-top-directions": ("RepNoise in the 16 largest directions only.", RepNoise(top_directions=16), SANDBOX),
     "repnoise-thorough": (
         "The same, longer and with a larger batch: holds back more, and costs more.",
         RepNoise(),
