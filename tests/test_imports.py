@@ -24,9 +24,11 @@ LAYERS = (
     ("attack",),
     ("sandbox.build", "summary", "drawing", "trainability", "cells"),
     ("breaking", "break_drawing"),
-    ("figures", "verdicts", "cards", "break_figures"),
+    ("figures", "verdicts", "cards", "break_figures", "attack_table"),
     ("report",),
-    ("demo", "studies", "options", "scorecard", "suite", "search"),
+    ("demo", "options", "scorecard", "suite", "search"),
+    ("tuning",),
+    ("studies",),
     ("cli",),
     ("__main__",),
 )

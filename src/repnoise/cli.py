@@ -193,6 +193,22 @@ def _data(arguments: list[str]) -> None:
     inspect(parse("data inspect", InspectOptions, arguments[1:]))
 
 
+def _tune(arguments: list[str]) -> None:
+    from repnoise.options import flagged_options
+    from repnoise.tuning import TuneConfig, tune
+
+    tune(flagged_options("tune", "", arguments, TuneConfig()))
+
+
+def _reproduce(arguments: list[str]) -> None:
+    from repnoise.options import parse
+    from repnoise.studies import STUDIES, study_options
+
+    if not arguments or arguments[0] not in STUDIES:
+        raise RepnoiseError(f"Say what to reproduce: repnoise reproduce {'|'.join(STUDIES)}.")
+    parse(f"reproduce {arguments[0]}", study_options(arguments[0]), arguments[1:]).reproduce()
+
+
 def _report(arguments: list[str]) -> None:
     from repnoise.options import parse
     from repnoise.report import ReportOptions, write_report
@@ -206,7 +222,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    kinds = ("defences", "attacks", "evaluations", "judges", "datasets")
+    kinds = ("defences", "attacks", "evaluations", "judges", "datasets", "studies")
     if len(arguments) != 1 or arguments[0] not in kinds:
         raise RepnoiseError(f"Say what to list: repnoise list {'|'.join(kinds)}.")
     match arguments[0]:
@@ -218,6 +234,8 @@ def _list(arguments: list[str]) -> None:
             from repnoise.evals.evaluations import EVALUATIONS as found
         case "judges":
             from repnoise.judges import JUDGES as found
+        case "studies":
+            from repnoise.studies import STUDIES as found
         case _:
             from repnoise.data import DATASETS as found
     width = max(map(len, found))
@@ -241,6 +259,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "defend": ("Immunise a model: paired data in, defended model out.", _defend),
     "attack": ("Attack a model, to measure how much harm comes back: once, by a --suite, or by a --search.", _attack),
     "evaluate": ("Measure a model: resistance, stability, over-refusal; with --scorecard all conditions.", _evaluate),
+    "tune": ("Find the settings of a defence that hold best: as many tries for each, the same attacks.", _tune),
     "trainability": ("Train a model on a harmless task, to measure how well that still goes.", _trainability),
     "pairs": (
         "Write the harmless half of paired data with an aligned model, and keep what a judge calls safe.",
@@ -248,6 +267,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     ),
     "judge": ("Train a judge of harm, or let other judges score what a model has written: judge train|score.", _judge),
     "data": ("Look at a data set: counts, categories, lengths, examples: data inspect NAME|PATH.", _data),
+    "reproduce": ("Make a study from nothing, worlds and tuning included: a document with tables.", _reproduce),
     "report": ("Turn runs into report.html, report.md and summary.json.", _report),
     "list": ("Name what there is: defences, attacks, evaluations, judges, datasets.", _list),
     "sandbox": ("Rebuild the fictional world and its model from a seed, or check them.", _sandbox),

@@ -62,11 +62,11 @@ class TuneConfig:
     evaluating: Annotated[Evaluating, FLAT] = field(
         default_factory=lambda: Evaluating(generation=Generation(max_new_tokens=32))
     )
-    attacks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("400@1e-3", "100@1e-3-half-benign")
+    attacks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("100@1e-3", "100@1e-3-half-benign")
     task: str | None = None
     bounds: Annotated[Bounds, FLAT] = field(default_factory=Bounds)
     trials: int = 16
-    span: float = 8.0
+    span: float = 4.0
     steps: int | None = None
     first_seed: int = 1000
     jobs: int | None = None

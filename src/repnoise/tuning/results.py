@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from repnoise.defend import DefendConfig
 
+LEFT = "harmless_accuracy"
+
 FEW = 5
 """Trials that were attacked, below which nothing is said about how much a setting matters."""
 
@@ -127,19 +129,18 @@ def table(found: Tuned) -> Any:
     """Every trial, the best first."""
     from rich.table import Table
 
-    metrics = [name for name in found.before if name in {key for trial in found.trials for key in trial.metrics}]
     shown = Table(title=f"{found.defence}: trials, the best first", title_justify="left")
     shown.add_column("trial", justify="right")
-    shown.add_column("settings", overflow="fold")
-    for column in (name_of(found.metric), *map(name_of, metrics), "within"):
+    shown.add_column("settings", min_width=36, overflow="fold")
+    for column in (name_of(found.metric), name_of(LEFT), "within bounds"):
         shown.add_column(column, justify="right")
     best = found.best
     for trial in sorted(found.trials, key=lambda trial: (trial is not best, not trial.within, -(trial.score or -99.0))):
         shown.add_row(
             str(trial.number),
-            "\n".join(f"{name} {value:.3g}" for name, value in trial.choices.items()),
+            ", ".join(f"{name} {value:.3g}" for name, value in trial.choices.items()),
             number(trial.harm, found.metric),
-            *(number(trial.metrics.get(name), name) for name in metrics),
+            number(trial.metrics.get(LEFT), LEFT),
             trial.reason or ("yes" if trial.within else "no"),
         )
     return shown

@@ -19,7 +19,7 @@ from repnoise.trainability import TrainabilityConfig, trainability
 PENALTY = 3.0
 """How many shares of harm a share beyond a bound is worth: a defence beyond one never wins, and tells where to look."""
 
-HOPELESS = 0.25
+HOPELESS = 0.1
 """Beyond all bounds together by so much, a defence is not attacked: it has ruined the model, or made nothing of it."""
 
 
