@@ -23,7 +23,7 @@ LAYERS = (
     ("defend", "pairs", "judge_training", "rejudge"),
     ("attack",),
     ("sandbox.build", "summary", "drawing", "trainability", "cells"),
-    ("breaking", "break_drawing"),
+    ("breaking", "break_drawing", "analysis"),
     ("figures", "verdicts", "cards", "break_figures", "attack_table"),
     ("report",),
     ("demo", "options", "scorecard", "suite", "search"),
@@ -91,7 +91,7 @@ HEAVY = ("torch", "transformers", "matplotlib", "peft", "datasets", "scipy", "nu
     "arguments",
     [
         *("--help", "--version", "list attacks", "list evaluations", "list judges", "list datasets"),
-        *("attack --help", "evaluate --help"),
+        *("attack --help", "evaluate --help", "analyze --help"),
     ],
 )
 def test_what_only_prints_imports_nothing_heavy(arguments):

@@ -24,7 +24,7 @@ Try `repnoise demo` first. `repnoise COMMAND --help` lists the options of a comm
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-RESUMABLE = ("defend", "attack", "evaluate", "trainability", "pairs", "judge")
+RESUMABLE = ("defend", "attack", "evaluate", "analyze", "trainability", "pairs", "judge")
 SIGNS_OF_FULL = ("No space left on device", "iostream error", "inline_container", "PytorchStreamWriter")
 """safetensors and torch wrap the operating system's error in errors of their own, and torch forgets which it was."""
 
@@ -132,6 +132,18 @@ def _search(arguments: list[str]) -> None:
     from repnoise.search import SearchConfig, search
 
     search(flagged_options("attack", "--search", arguments, SearchConfig()))
+
+
+def _analyze(arguments: list[str]) -> None:
+    from repnoise.analysis.command import AnalyzeConfig, analyze
+    from repnoise.options import config_options
+
+    presets = {"analysis": AnalyzeConfig()}
+    name, config, to = config_options(arguments, "analyze", "analysis", "analysis", presets)
+    of = Path(config.inputs.model).name
+    run = analyze(config, to.folder("analysis", name, config), of, to.resume, progress=True)
+    _finished(run)
+    print(f"Page: {run.path / 'analysis.html'}")
 
 
 def _trainability(arguments: list[str]) -> None:
@@ -259,6 +271,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "defend": ("Immunise a model: paired data in, defended model out.", _defend),
     "attack": ("Attack a model, to measure how much harm comes back: once, by a --suite, or by a --search.", _attack),
     "evaluate": ("Measure a model: resistance, stability, over-refusal; with --scorecard all conditions.", _evaluate),
+    "analyze": ("Look into a model, layer by layer: what a defence did, and what it left.", _analyze),
     "tune": ("Find the settings of a defence that hold best: as many tries for each, the same attacks.", _tune),
     "trainability": ("Train a model on a harmless task, to measure how well that still goes.", _trainability),
     "pairs": (
