@@ -75,8 +75,8 @@ class DefencesStudy:
     seeds: int = 3
     attack_seeds: int = 3
     suite: str = "comparison"
-    trials: int = 6
-    steps: int = 200
+    trials: int = 4
+    steps: int = 300
     jobs: int | None = None
     output_dir: Path = Path("runs/defences")
     document: Path | None = None
