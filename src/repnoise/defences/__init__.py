@@ -51,6 +51,67 @@ DEFENCES: dict[str, tuple[str, Defence, Training]] = {
         RepNoise(noise_weight=0.001, ascent_weight=1.0, retain_weight=0.0, samples="sequences", max_samples=None),
         Training(learning_rate=2e-5, batch_size=8, max_grad_norm=0.0),
     ),
+    "safety-training-paper": (
+        "As the RepNoise paper compares with it.",
+        SafetyTraining(retain_weight=0.0),
+        Training(learning_rate=2e-5, batch_size=8, max_grad_norm=0.0),
+    ),
+    "gradient-ascent-paper": (
+        "Pure ascent at the output, as in the RepNoise paper.",
+        GradientAscent(stability_weight=0.0, retain_weight=0.0, log_ascent=False),
+        Training(learning_rate=2e-5, batch_size=8, max_grad_norm=0.0),
+    ),
+    "gradient-ascent-layerwise-paper": (
+        "Ascent at every layer beside refusals, the layer-wise version of the RepNoise paper.",
+        GradientAscent(retain_weight=0.0, lens=True),
+        Training(learning_rate=2e-5, batch_size=8, max_grad_norm=0.0),
+    ),
+    "adversarial-loss-paper": (
+        "As the authors of RepNoise released it.",
+        AdversarialLoss(retain_weight=0.0),
+        Training(learning_rate=1e-5, epochs=4, batch_size=4, max_grad_norm=0.0),
+    ),
+    "vaccine-paper-1": (
+        "Vaccine with the smaller radius that the RepNoise paper compares with.",
+        Vaccine(perturbation_radius=1.0, retain_weight=0.0),
+        Training(learning_rate=2e-5, batch_size=8, max_grad_norm=0.0),
+    ),
+    "vaccine-paper-10": (
+        "Vaccine with the larger radius that the RepNoise paper compares with.",
+        Vaccine(perturbation_radius=10.0, retain_weight=0.0),
+        Training(learning_rate=2e-5, batch_size=8, max_grad_norm=0.0),
+    ),
+    "rmu-paper": (
+        "RMU as for a model of 7 billion parameters and 32 layers.",
+        RMU(layer=7, steering=6.5, retain_weight=1200.0, stability_weight=0.0),
+        Training(learning_rate=5e-5, batch_size=4),
+    ),
+    "representation-rerouting-paper": (
+        "Circuit breakers as for Llama-3-8B, at the mean of their changing weights.",
+        RepresentationRerouting(layers=(9, 19), stability_weight=0.0),
+        Training(learning_rate=1e-4, steps=150, batch_size=16, lora_rank=16, lora_alpha=16),
+    ),
+    "simnpo-paper": (
+        "SimNPO as for Llama-2-7B on TOFU's forget05.",
+        SimNPO(beta=2.5, forget_weight=0.1375, retain_weight=1.0, stability_weight=0.0),
+        Training(learning_rate=1e-5, batch_size=32),
+    ),
+    "latent-adversarial-paper": (
+        "Latent adversarial training as for Llama-2-7B's jailbreaks.",
+        LatentAdversarial(
+            layers=(8, 16, 24, 30),
+            embeddings=True,
+            epsilon=6.0,
+            inner_steps=16,
+            inner_rate=5e-2,
+            adversary_away_weight=0.5,
+            refusal_weight=0.5,
+            away_weight=0.5,
+            retain_weight=1.5,
+            stability_weight=0.0,
+        ),
+        Training(learning_rate=2e-5, steps=400, batch_size=16, lora_rank=64, lora_alpha=64),
+    ),
     "repnoise-published": (
         "What the published code computes, faults included: to compare with, not to use.",
         PublishedRepNoise(),
