@@ -89,8 +89,9 @@ class Inputs:
         from repnoise.modeling import load
 
         loaded = load(self.model, self.revision, self.trust_remote_code)
-        chosen = resolve_template(next((name for name in templates if name != "auto"), "auto"), loaded.tokenizer)
-        return loaded, Codec(loaded.tokenizer, chosen, min(self.max_length, loaded.context))
+        wanted: TemplateName = next((name for name in templates if name != "auto"), "auto")
+        template = resolve_template(wanted, loaded.tokenizer)
+        return loaded, Codec(loaded.tokenizer, template, min(self.max_length, loaded.context))
 
     def _fitting(self, data: PairedData, codec: Codec, context: int) -> PairedData:
         """The data without prompts that leave no room for a completion; raises unless they are to be left out."""
