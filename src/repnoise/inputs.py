@@ -89,8 +89,8 @@ class Inputs:
         from repnoise.modeling import load
 
         loaded = load(self.model, self.revision, self.trust_remote_code)
-        wanted: TemplateName = next((name for name in templates if name != "auto"), "auto")
-        template = resolve_template(wanted, loaded.tokenizer)
+        said: list[TemplateName] = [name for name in templates if name != "auto"]
+        template = resolve_template(said[0] if said else "auto", loaded.tokenizer)
         return loaded, Codec(loaded.tokenizer, template, min(self.max_length, loaded.context))
 
     def _fitting(self, data: PairedData, codec: Codec, context: int) -> PairedData:
