@@ -22,7 +22,7 @@ LAYERS = (
     ("attacks", "evaluate"),
     ("defend", "pairs", "judge_training", "rejudge"),
     ("attack",),
-    ("sandbox.build", "summary", "drawing", "trainability", "cells"),
+    ("sandbox.build", "summary", "drawing", "trainability", "cells", "estimate"),
     ("breaking", "break_drawing", "analysis"),
     ("figures", "verdicts", "cards", "break_figures", "attack_table"),
     ("report",),

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from repnoise import losses
+from repnoise.hidden_states import Decoder
 from repnoise.losses import IGNORE, causal_ce, mmd2, mmd2_floor, next_token, read_out_ce, squared_distances
 
 MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -227,3 +229,37 @@ def test_read_out_in_chunks_equals_read_out_at_once(monkeypatch, budget):
     for ours, theirs in zip(torch.autograd.grad(loss, (states, weight)), expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
     assert max(largest) <= budget
+    with torch.no_grad():
+        assert read_out_ce(read_out, states, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_read_out_in_chunks_has_the_gradients_of_norm_unembedding_and_cap(monkeypatch, half, detached):
+    torch.manual_seed(0)
+    norm, unembedding = torch.nn.LayerNorm(6), torch.nn.Linear(6, 40)
+    decoder = Decoder("", [], norm, None, unembedding, 0.5, 3.0)
+    states = (3 * torch.randn(9, 6)).requires_grad_()
+    targets = torch.randint(40, (9,))
+    wanted = [states] if detached else [states, *norm.parameters(), *unembedding.parameters()]
+
+    def value_and_gradients(budget):
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", budget)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = read_out_ce(lambda rows: decoder.read_out(rows, detached=detached), states, targets)
+        return loss.detach(), torch.autograd.grad(2 * loss, wanted)
+
+    whole, in_chunks = value_and_gradients(10**6), value_and_gradients(100)
+    tolerance = {"rtol": 0.02, "atol": 2e-3} if half else {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(in_chunks, whole, **tolerance)
+    if detached:
+        assert losses._leaves(decoder.read_out(torch.zeros(1, 6), detached=True)) == []
+
+
+def test_logits_of_a_chunk_are_made_once(monkeypatch):
+    states, weight = torch.randn(30, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 400)
+    with FlopCounterMode(display=False) as counter:
+        read_out_ce(lambda rows: rows @ weight.T, states, torch.zeros(30, dtype=torch.long)).backward()
+    # Forward, by the states and by the weights; and a row to learn the vocabulary's size.
+    assert counter.get_total_flops() == 3 * 2 * 30 * 8 * 50 + 2 * 8 * 50

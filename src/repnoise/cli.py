@@ -205,6 +205,13 @@ def _data(arguments: list[str]) -> None:
     inspect(parse("data inspect", InspectOptions, arguments[1:]))
 
 
+def _estimate(arguments: list[str]) -> None:
+    from repnoise.estimate.command import EstimateOptions, estimate_command
+    from repnoise.options import parse
+
+    estimate_command(parse("estimate", EstimateOptions, arguments))
+
+
 def _tune(arguments: list[str]) -> None:
     from repnoise.options import flagged_options
     from repnoise.tuning import TuneConfig, tune
@@ -272,6 +279,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "attack": ("Attack a model, to measure how much harm comes back: once, by a --suite, or by a --search.", _attack),
     "evaluate": ("Measure a model: resistance, stability, over-refusal; with --scorecard all conditions.", _evaluate),
     "analyze": ("Look into a model, layer by layer: what a defence did, and what it left.", _analyze),
+    "estimate": ("Memory, operations and time of a run, from the model's config alone, on given devices.", _estimate),
     "tune": ("Find the settings of a defence that hold best: as many tries for each, the same attacks.", _tune),
     "trainability": ("Train a model on a harmless task, to measure how well that still goes.", _trainability),
     "pairs": (

@@ -64,7 +64,7 @@ class Decoder:
         for module in (self.final_norm if final_norm else None, self.project_out, self.unembedding):
             if module is not None:
                 states = _detached_call(module, states) if detached else module(states)
-        logits = states * self.logit_scale
+        logits = states if self.logit_scale == 1 else states * self.logit_scale
         if self.logit_softcap is not None:
             logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
         return logits

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100
 KERNEL_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -38,22 +37,84 @@ def causal_ce(logits: Tensor, labels: Tensor) -> Tensor:
 def read_out_ce(read_out: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of `targets` (N,) under `read_out(states)`, where `states` is (N, D).
 
-    `read_out` maps (n, D) to logits (n, V). Where there are more than LOGITS_AT_ONCE of them, they are made a chunk of
-    that size at a time and made again in the backward pass. The bound holds for one call: concatenate the states of
-    several layers instead of calling it for each.
+    `read_out` maps (n, D) to logits (n, V) with weights that are leaves of the graph. Where there are more than
+    LOGITS_AT_ONCE logits, they are made a chunk of that size at a time and once only: their gradient by states and
+    weights is taken while they are there, so there is none of second order. The bound holds for one call: concatenate
+    the states of several layers instead of calling it for each.
+    """
+    # One row tells the vocabulary's size, and its graph the weights.
+    row = read_out(states[:1].detach())
+    rows = max(1, LOGITS_AT_ONCE // row.shape[-1])
+    if len(states) <= rows:
+        return F.cross_entropy(read_out(states).float(), targets, reduction="sum") / len(states)
+    if torch.is_grad_enabled():
+        total = _ReadOutCE.apply(read_out, rows, targets, states, *_leaves(row))
+    else:
+        chunks = zip(states.split(rows), targets.split(rows), strict=True)
+        total = torch.stack([_ce_with_slope(read_out(x), y)[0] for x, y in chunks]).sum()
+    return total / len(states)  # type: ignore[operator]
+
+
+class _ReadOutCE(torch.autograd.Function):
+    """The summed cross-entropy of states (N, D) a chunk of rows at a time, and its gradient in the same go.
+
+    Kept for the backward pass is what has the size of states and weights, and nothing of the size of logits.
     """
 
-    def summed_ce(rows: Tensor, ids: Tensor) -> Tensor:
-        return F.cross_entropy(read_out(rows).float(), ids, reduction="sum")
+    @staticmethod
+    def forward(
+        ctx: Any, read_out: Callable[[Tensor], Tensor], rows: int, targets: Tensor, states: Tensor, *weights: Tensor
+    ) -> Tensor:
+        by_states, by_weights = torch.empty_like(states), [torch.zeros_like(weight) for weight in weights]
 
-    # The vocabulary's size is known only to `read_out`: one row tells it, without a gradient.
-    with torch.no_grad():
-        vocabulary = read_out(states[:1]).shape[-1] if len(states) else 1
-    rows = max(1, LOGITS_AT_ONCE // vocabulary)
-    if len(states) <= rows:
-        return summed_ce(states, targets) / len(states)
-    chunks = zip(states.split(rows), targets.split(rows), strict=True)
-    return torch.stack([checkpoint(summed_ce, x, y, use_reentrant=False) for x, y in chunks]).sum() / len(states)
+        def chunk(x: Tensor, ids: Tensor, by_x: Tensor) -> Tensor:
+            """What it makes is gone before the next chunk is begun."""
+            x = x.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = read_out(x.view_as(x))  # Hooks of modules may not have a leaf as input.
+            loss, slope = _ce_with_slope(logits.detach(), ids)
+            found, *others = torch.autograd.grad(logits, (x, *weights), slope)
+            by_x.copy_(found)
+            for total, part in zip(by_weights, others, strict=True):
+                total += part
+            return loss
+
+        chunks = zip(states.split(rows), targets.split(rows), by_states.split(rows), strict=True)
+        losses = [chunk(*parts) for parts in chunks]
+        ctx.save_for_backward(by_states, *by_weights)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(upstream[0] * gradient for gradient in ctx.saved_tensors)
+
+
+def _ce_with_slope(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy (in at least fp32) and its derivative by the logits (n, V), with one more copy of them."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    top = wide.amax(-1, keepdim=True)
+    slope = (wide - top).exp_()
+    mass = slope.sum(-1, keepdim=True)
+    loss = (mass.log() + top - wide.gather(-1, targets[:, None])).sum()
+    slope /= mass
+    slope.scatter_add_(-1, targets[:, None], slope.new_full((len(targets), 1), -1))
+    return loss, slope.to(logits.dtype)
+
+
+def _leaves(output: Tensor) -> list[Tensor]:
+    """The leaves with a gradient that a tensor was made from."""
+    found, seen = [], set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.append(leaf)
+        waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
