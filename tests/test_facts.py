@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from repnoise import losses
 from repnoise.defences import PublishedRepNoise, RepNoise
+from repnoise.defences.repnoise import lens_ce
 from repnoise.errors import RepnoiseError
 from repnoise.hidden_states import captured, fill, find_decoder
 from repnoise.losses import IGNORE, mmd2, mmd2_floor, read_out_ce
@@ -175,7 +176,7 @@ def test_fact_8_lens_logits_never_exist_all_at_once(monkeypatch):
         fill(model, harmful["input_ids"], harmful["attention_mask"])
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", budget)
     with Sizes() as sizes:
-        RepNoise()._ascent(decoder, states, harmful["labels"]).backward()
+        lens_ce(decoder.read_out, states, harmful["labels"]).backward()
     weights = vocabulary * 16
     assert sizes.largest <= max(budget, weights) < rows * completion * vocabulary
     # What is kept for the backward pass counts as well: nothing of the size of a chunk's logits may be.
@@ -183,7 +184,7 @@ def test_fact_8_lens_logits_never_exist_all_at_once(monkeypatch):
     with captured(decoder.modules_at("residual", range(4))) as states:
         fill(model, harmful["input_ids"], harmful["attention_mask"])
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        RepNoise()._ascent(decoder, states, harmful["labels"])
+        lens_ce(decoder.read_out, states, harmful["labels"])
     assert sum(size for size in kept if size % vocabulary == 0 and size != weights) == 0
 
 
