@@ -14,10 +14,10 @@ from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
 from repnoise.runs import load_run
-from repnoise.search.queue import open_study
+from repnoise.search.queue import begun, open_study
 from repnoise.tuning.command import TuneConfig, _found, _trial, work
 from repnoise.tuning.results import Tried, Tuned, read_preset, sentences, write_tuned
-from repnoise.tuning.space import chosen, tuned
+from repnoise.tuning.space import chosen, spread, tuned
 from repnoise.tuning.trials import Bounds, lost, score
 
 PRESET = presets()["repnoise"]
@@ -41,6 +41,18 @@ def test_the_learning_rate_and_every_number_above_zero_is_tuned_and_nothing_else
     )
     assert made.training == replace(preset.training, learning_rate=5e-4)
     assert made.defence == replace(preset.defence, noise_weight=1.0, retain_weight=9.0, noise_scale=2.0)
+
+
+def test_the_first_trials_are_the_preset_and_points_on_all_sides_of_it():
+    settings = spread(PRESET, 4.0, 8)
+    assert settings[0] == pytest.approx(tuned(PRESET)) and len(settings) == 8
+    for name, value in tuned(PRESET).items():
+        ratios = sorted(point[name] / value for point in settings[1:])
+        assert min(ratios) >= 1 / 4 and max(ratios) <= 4
+        # Already the next two lie on two sides, half the way up and down on a logarithmic scale.
+        assert sorted(point[name] / value for point in settings[1:3]) == pytest.approx([0.5, 2.0])
+        assert sum(ratio < 1 for ratio in ratios) in (3, 4) and len({round(r, 6) for r in ratios}) == 7
+    assert spread(PRESET, 4.0, 3) == settings[:3]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,7 @@ def test_sensitivity_is_the_rank_correlation_and_silent_about_few_trials():
 def test_tuning_makes_the_preset_first_goes_on_with_more_trials_and_writes_a_preset(config, tmp_path, capsys):
     work(config)
     study = open_study(config.folder, None, "tune")
-    first, second = study.get_trials()
+    first, second = begun(study.get_trials())
     assert first.params == tuned(config.preset) and second.params != first.params
     runs = [load_run(config.folder / "trials" / str(i) / "defence") for i in range(2)]
     assert [run.record["config"]["training"]["seed"] for run in runs] == [1000, 1001]

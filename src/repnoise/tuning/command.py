@@ -26,11 +26,15 @@ from repnoise.search.queue import Budget, Queue, begun, open_study
 from repnoise.search.trials import headline, value_of
 from repnoise.trainability import TrainabilityConfig, trainability
 from repnoise.tuning.results import Tuned, tried, write_tuned
-from repnoise.tuning.space import chosen, tuned
+from repnoise.tuning.space import chosen, spread
 from repnoise.tuning.trials import Bounds, Trial, shown
 
 if TYPE_CHECKING:
     from optuna import Study
+
+
+SPREAD = 8
+"""Trials whose settings are spread over the space; what follows is guided by what is known by then."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class TuneConfig:
     """Find settings of a defence that hold best against a few attacks and leave the model useful.
 
     Every defence is given as many trials, the same attacks and the same bounds, and one rule says what is tuned: the
-    learning rate and every number of the defence, over and under the preset's. The preset itself is the first trial.
-    Seeds are none that a report should use: the defence and its attacks of trial i have the seed `first_seed` + i.
+    learning rate and every number of the defence, over and under the preset's. The preset itself is the first trial,
+    the next ones are spread evenly, and then the search goes where it was good. Seeds are none that a report should
+    use: the defence and its attacks of trial i have the seed `first_seed` + i.
 
     Attributes:
         defence: name of a preset, see `repnoise list defences`.
@@ -159,12 +164,14 @@ def _learning(config: TuneConfig) -> TrainabilityConfig | None:
 
 
 def _begin(study: Study, config: TuneConfig) -> None:
-    """Put the preset first in a new study. Raises RepnoiseError if the study is another one's."""
+    """Put the preset and points all over the space first in a new study, before the sampler learns from what they
+    gave. Raises RepnoiseError if the study is another one's."""
     about = fingerprint(config.settings)
     known = study.user_attrs.get("about")
     if known is None:
-        if not study.get_trials(deepcopy=False):  # Else a process was killed here.
-            study.enqueue_trial(tuned(config.preset))
+        there = len(study.get_trials(deepcopy=False))  # As from a process that was killed here.
+        for settings in spread(config.preset, config.span, SPREAD)[there:]:
+            study.enqueue_trial(settings)
         study.set_user_attr("about", about)
     elif known != about:
         raise RepnoiseError(f"{config.folder} holds a tuning with other settings: choose another --output-dir.")
