@@ -179,7 +179,9 @@ class DefencesStudy:
             inputs = replace(self.inputs(world), model=str(model))
             for attack, preset in self.attacks(name).items():
                 for attack_seed in range(self.attack_seeds):
-                    make = partial(run_attack, preset_attack(preset, attack_seed, inputs, EVALUATING), resume=True)
+                    # Only what an attack leaves at its end is compared.
+                    config = preset_attack(preset, attack_seed, inputs, EVALUATING, measure_at=())
+                    make = partial(run_attack, config, resume=True)
                     place = folder / f"{attack}-seed-{attack_seed}"
                     found.append(Cell(place, attack, make, (model,), f"{label}: {attack}", resumes=True))
             if name not in self.custodies:
