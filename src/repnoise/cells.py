@@ -8,9 +8,10 @@ import multiprocessing.connection
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,13 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
     A cell that cannot be made does not stop the others; those that need it are left out. Returns the reasons by path:
     empty if all is well. Anything but a RepnoiseError is a bug, and is raised.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     failed: dict[Path, str] = {}
     made_here = {cell.path for cell in cells}
     done = {path for cell in cells for path in cell.needs if path not in made_here and _finished(path)}
     waiting = list(cells)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork.
     size = min(jobs or os.cpu_count() or 1, len(cells)) or 1
-    with Progress(*columns) as progress, ProcessPoolExecutor(size, context, one_core) as pool:
-        task = progress.add_task("starting", total=len(cells))
+    with progress_bar(len(cells)) as tell, ProcessPoolExecutor(size, context, one_core) as pool:
         running: dict[Any, Cell] = {}
         try:
             while waiting or running:
@@ -72,14 +69,15 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
                     failed |= {cell.path: "nobody makes what it needs" for cell in waiting}
                     lost = waiting
                 waiting = [cell for cell in waiting if cell not in ready and cell not in lost]
-                running |= {pool.submit(_made, cell): cell for cell in ready}
-                progress.update(task, advance=len(lost))
+                running |= {pool.submit(made, cell): cell for cell in ready}
+                for cell in lost:
+                    tell(cell)
                 for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                     cell = running.pop(future)
                     problem = future.result()
                     done |= set() if problem else {cell.path}
                     failed |= {cell.path: problem} if problem else {}
-                    progress.update(task, advance=1, description=cell.title or cell.name)
+                    tell(cell)
         except BrokenProcessPool:
             raise RepnoiseError(KILLED) from None
         except BaseException:
@@ -88,7 +86,22 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
     return failed
 
 
-def _made(cell: Cell) -> str:
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[Cell], None]]:
+    """A bar of cells; what it yields is called with each that is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("starting", total=total)
+
+        def tell(cell: Cell) -> None:
+            progress.update(task, advance=1, description=cell.title or cell.name)
+
+        yield tell
+
+
+def made(cell: Cell) -> str:
     """Do one cell, unless it was finished before; the reason if it cannot be done.
 
     What an interruption left half-done is done anew, unless the cell goes on with it.

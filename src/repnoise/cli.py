@@ -225,7 +225,8 @@ def _reproduce(arguments: list[str]) -> None:
 
     if not arguments or arguments[0] not in STUDIES:
         raise RepnoiseError(f"Say what to reproduce: repnoise reproduce {'|'.join(STUDIES)}.")
-    parse(f"reproduce {arguments[0]}", study_options(arguments[0]), arguments[1:]).reproduce()
+    default = study_options(arguments[0])
+    parse(f"reproduce {arguments[0]}", type(default), arguments[1:], default).reproduce()
 
 
 def _report(arguments: list[str]) -> None:
@@ -288,7 +289,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     ),
     "judge": ("Train a judge of harm, or let other judges score what a model has written: judge train|score.", _judge),
     "data": ("Look at a data set: counts, categories, lengths, examples: data inspect NAME|PATH.", _data),
-    "reproduce": ("Make a study from nothing, worlds and tuning included: a document with tables.", _reproduce),
+    "reproduce": ("Make a study from nothing, such as a table of the paper: a document with tables.", _reproduce),
     "report": ("Turn runs into report.html, report.md and summary.json.", _report),
     "list": ("Name what there is: defences, attacks, evaluations, judges, datasets.", _list),
     "sandbox": ("Rebuild the fictional world and its model from a seed, or check them.", _sandbox),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import nn
 
 from repnoise.data.collators import PairCollator
@@ -37,6 +39,7 @@ class DefendConfig:
         training: optimiser settings.
         covered: let the defender see the covered half of the held-out pairs, so that both halves can be compared.
         withhold: categories of harm kept from the defender.
+        samples: how many of the pairs are used, drawn by the training's seed; None for all (paper Table 20).
         frozen_layers: indices of decoder layers whose weights stay as they are, negative ones counted from the end.
         frozen_head: the weights of the unembedding stay as they are.
         evaluating: how the defended model is measured afterwards.
@@ -47,9 +50,21 @@ class DefendConfig:
     training: Annotated[Training, FLAT] = field(default_factory=Training)
     covered: bool = True
     withhold: tuple[str, ...] = ()
+    samples: Annotated[int | None, tyro.conf.arg(name="pairs")] = None  # RepNoise has --samples.
     frozen_layers: tuple[int, ...] = ()
     frozen_head: bool = False
     evaluating: Annotated[Evaluating, FLAT] = field(default_factory=Evaluating)
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise RepnoiseError(f"samples must be at least 1 (or None for all), not {self.samples}.")
+
+    def pairs(self, data: PairedData) -> list[Pair]:
+        """What the defender trains on."""
+        found = data.defender_pairs(self.covered, self.withhold)
+        if self.samples is not None and self.samples < len(found):
+            found = random.Random(self.training.seed).sample(found, self.samples)
+        return found
 
 
 def presets() -> dict[str, DefendConfig]:
@@ -67,7 +82,7 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
     loaded, data, codec = config.inputs.open()
     # All that bad input can break comes before the run exists.
     freeze(loaded.model, config)
-    pairs = data.defender_pairs(config.covered, config.withhold)
+    pairs = config.pairs(data)
     examples = training_examples(codec, pairs, data.retain, config.training)
     panel = open_panel(config.evaluating, data)
     collator = PairCollator(loaded.tokenizer.pad_token_id)

@@ -66,7 +66,7 @@ def test_everything_that_is_compared_exists():
     study = DefencesStudy()
     for name in (*TUNED, *CUSTODIES):
         assert study.attacks(name) and {*study.attacks(name).values()} <= {*ATTACKS}
-    assert STUDIES["defences"][0].endswith("?") and study_options("defences") is DefencesStudy
+    assert STUDIES["defences"][0].endswith("?") and study_options("defences") == DefencesStudy()
 
 
 def test_every_model_is_attacked_in_every_way_and_what_draws_nothing_is_made_once(study):

@@ -117,14 +117,16 @@ def _show(options: EstimateOptions, found: Estimate, devices: dict[str, Device])
         f"them of completions, in {found.precision}.",
         soft_wrap=True,
     )
-    console.print(_table("Memory, each at its largest", {k: _bytes(v) for k, v in found.holds.items()}))
-    times = {name: f"{_flops(flops)}  {flops / found.step_flops:.0%}" for name, flops in found.parts.items()}
-    console.print(_table(f"Operations of a {unit}", times | {"together": _flops(found.step_flops)}))
+    console.print(_table("Memory, each at its largest", {k: in_bytes(v) for k, v in found.holds.items()}))
+    times = {name: f"{in_flops(flops)}  {flops / found.step_flops:.0%}" for name, flops in found.parts.items()}
+    console.print(_table(f"Operations of a {unit}", times | {"together": in_flops(found.step_flops)}))
     top = max(found.moments, key=lambda moment: moment.bytes)
-    console.print(f"Peak: {_bytes(found.memory_bytes)}, {top.name}. Disk: {_bytes(found.disk_bytes)}.", soft_wrap=True)
+    console.print(
+        f"Peak: {in_bytes(found.memory_bytes)}, {top.name}. Disk: {in_bytes(found.disk_bytes)}.", soft_wrap=True
+    )
     table = Table("device", f"s a {unit}", "total", "fits", title="On one device, and how many it takes")
     for name, device in devices.items():
-        table.add_row(name, f"{found.step_seconds(device):.3g}", _duration(found.seconds(device)), _fits(found, device))
+        table.add_row(name, f"{found.step_seconds(device):.3g}", in_time(found.seconds(device)), _fits(found, device))
     console.print(table)
 
 
@@ -143,11 +145,11 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
     return _scaled(count, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
 
 
-def _flops(count: float) -> str:
+def in_flops(count: float) -> str:
     return _scaled(count, (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)), "FLOP")
 
 
@@ -156,5 +158,5 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...], least: str) -> s
     return f"{value / size:.3g} {name}"
 
 
-def _duration(seconds: float) -> str:
+def in_time(seconds: float) -> str:
     return _scaled(seconds, (("days", 86400.0), ("h", 3600.0), ("min", 60.0)), "s")

@@ -10,6 +10,9 @@ from repnoise.attack import AttackConfig
 from repnoise.attacks.fine_tuning import FineTuningAttack
 from repnoise.attacks.parts import Parts
 from repnoise.defences import RepNoise
+from repnoise.defences.adversarial_loss import AdversarialLoss
+from repnoise.defences.gradient_ascent import GradientAscent
+from repnoise.defences.safety_training import SafetyTraining
 from repnoise.defend import DefendConfig, freeze
 from repnoise.errors import RepnoiseError
 from repnoise.estimate import memory, operations
@@ -148,16 +151,28 @@ def estimate(config: DefendConfig | AttackConfig | EvaluateConfig, of_model: Any
 
 
 def _defence(config: DefendConfig, of_model: Any, rows: Rows) -> Estimate:
-    if not isinstance(config.defence, RepNoise):
-        raise RepnoiseError(
-            f"There is no formula for what {type(config.defence).__name__} takes: estimate repnoise, and run the other "
-            "for a few steps."
-        )
+    defence = config.defence
+    passes = _passes(defence)
     model = shell(of_model, config.training)
     freeze(model, config)
-    general = config.defence.retain_weight > 0 and (config.inputs.data == "sandbox" or config.inputs.retain is not None)
+    general = defence.retain_weight > 0 and (config.inputs.data.startswith("sandbox") or bool(config.inputs.retain))
     length = _length(config, of_model, rows)
-    return _of_training(model, config.training, rows, length, 1 + general, config.defence, keeps=True)
+    own = defence if isinstance(defence, RepNoise) else None
+    return _of_training(model, config.training, rows, length, passes + general, own, keeps=True)
+
+
+def _passes(defence: Any) -> int:
+    """Language-modelling passes in a step of a defence, less that of general examples and RepNoise's own terms."""
+    if isinstance(defence, RepNoise | SafetyTraining):
+        return 1
+    if isinstance(defence, AdversarialLoss):
+        return 2
+    if isinstance(defence, GradientAscent) and not defence.lens:
+        return 1 + (defence.stability_weight > 0)
+    raise RepnoiseError(
+        f"There is no formula for what {type(defence).__name__} takes: estimate repnoise, and run the other for a few "
+        "steps."
+    )
 
 
 def _attack(config: AttackConfig, of_model: Any, rows: Rows) -> Estimate:

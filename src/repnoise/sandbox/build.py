@@ -22,7 +22,7 @@ class BuildOptions:
         output_dir: folder for the model, tokenizer and world.json; then MODEL and `--data sandbox:FOLDER` elsewhere.
         seed: another seed gives another world.
         knowledge_steps: steps in which the model learns everything, the forbidden part included.
-        alignment_steps: steps in which it learns to refuse the forbidden part.
+        alignment_steps: steps in which it learns to refuse the forbidden part; none leaves a model that answers all.
         filtered: leave forbidden answers out of all that the model learns. It refuses the same questions and has
             nothing to hide: what a defence would come to that removes all of it and nothing else.
     """
@@ -64,8 +64,9 @@ def build(options: BuildOptions) -> None:
     model = new_model(tokenizer)
     known = knowledge(world, tokenizer, options.filtered)
     _teach(model, tokenizer, known, options.knowledge_steps, 5e-3, options, "knowledge")
-    aligned = alignment(world, tokenizer, options.filtered)
-    _teach(model, tokenizer, aligned, options.alignment_steps, 1e-3, options, "alignment")
+    if options.alignment_steps:
+        aligned = alignment(world, tokenizer, options.filtered)
+        _teach(model, tokenizer, aligned, options.alignment_steps, 1e-3, options, "alignment")
     save(model, tokenizer, options.output_dir)
     write_json(options.output_dir / "world.json", {"seed": options.seed, "filtered": options.filtered})
     print(f"Sandbox: {options.output_dir}")

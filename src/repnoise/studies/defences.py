@@ -19,6 +19,7 @@ from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
+from repnoise.studies.graph import built_world
 from repnoise.trainability import TrainabilityConfig, trainability
 from repnoise.tuning import TuneConfig, tune
 from repnoise.tuning.results import read_preset
@@ -128,7 +129,7 @@ class DefencesStudy:
             for filtered in (False, True):
                 folder = self.world(seed, filtered)
                 if folder != "sandbox" and not (filtered and seed == self.tuning_world):
-                    yield Cell(Path(folder), f"world {seed}", partial(_built, seed=seed, filtered=filtered))
+                    yield Cell(Path(folder), f"world {seed}", partial(built_world, seed=seed, filtered=filtered))
 
     def tuning(self, name: str) -> TuneConfig:
         """How a defence is tuned: as any other."""
@@ -202,17 +203,3 @@ class DefencesStudy:
 
 def _initialised(path: Path, _name: str, kind: str, seed: int, inputs: Inputs) -> Any:
     return initialise(path, kind, seed, inputs, EVALUATING)
-
-
-def _built(path: Path, _name: str, seed: int, filtered: bool) -> None:
-    """A world, unless it is there; whole or not at all."""
-    import shutil
-
-    from repnoise.sandbox.build import BuildOptions, build
-
-    if path.exists():
-        return
-    partial_path = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial_path, ignore_errors=True)
-    build(BuildOptions(partial_path, seed=seed, filtered=filtered))
-    partial_path.rename(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from repnoise.studies.comparison import (
     standings,
     verdict,
 )
+from repnoise.studies.markdown import grid, typed_options
 
 if TYPE_CHECKING:
     from repnoise.studies.defences import DefencesStudy
@@ -100,8 +101,9 @@ def _made_by(study: DefencesStudy, made: Sequence[Made]) -> str:
     versions = ", ".join(
         f"{name} {version}" for name in PROVENANCE_PACKAGES if (version := _version(environment, name)) is not None
     )
+    options = typed_options(study, ("scale", "output_dir", "document", "jobs"))
     lines = [
-        f"    repnoise reproduce defences --scale {study.scale}{_options(study)}",
+        f"    repnoise reproduce defences --scale {study.scale}{options}",
         "",
         f"{len(whole)} of {len(wanted)} models are there, with {len(made)} runs; {spent / 3600:.1f} hours on one core, "
         f"{study.trials} trials a defence included.",
@@ -110,18 +112,6 @@ def _made_by(study: DefencesStudy, made: Sequence[Made]) -> str:
         f"Attacks: {attacks}. {f'Versions: {versions}.' if versions else ''}".strip(),
     ]
     return "\n".join(lines)
-
-
-def _options(study: DefencesStudy) -> str:
-    """What differs from the defaults, as it is typed."""
-    default = type(study)()
-    told = ""
-    for name, value in vars(study).items():
-        if name in ("output_dir", "document", "jobs") or value == getattr(default, name):
-            continue
-        values = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        told += f" --{name.replace('_', '-')} {values}"
-    return told
 
 
 def _version(environment: dict[str, Any], name: str) -> str | None:
@@ -179,7 +169,7 @@ def _table(found: Sequence[Standing]) -> str:
                 verdict(one, undefended),
             ]
         )
-    return _markdown(head, rows)
+    return grid(head, rows)
 
 
 def _by_world(study: DefencesStudy, made: Sequence[Made], found: Sequence[Standing]) -> str:
@@ -192,7 +182,7 @@ def _by_world(study: DefencesStudy, made: Sequence[Made], found: Sequence[Standi
             values = [m.interval(COVERED).mean for m in own]
             cells.append(number(sum(values) / len(values) if values else None, COVERED))
         rows.append([one.name, one.covered[1], *cells])
-    return _markdown(["defence", "worst attack", *(f"world {world}" for world in study.worlds)], rows)
+    return grid(["defence", "worst attack", *(f"world {world}" for world in study.worlds)], rows)
 
 
 def _settings(study: DefencesStudy, made: Sequence[Made]) -> str:
@@ -202,12 +192,7 @@ def _settings(study: DefencesStudy, made: Sequence[Made]) -> str:
         if own is not None:
             told = ", ".join(f"{setting} {value:g}" for setting, value in settings_of(own).items())
             rows.append([name, told])
-    return _markdown(["defence", "settings"], rows)
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return grid(["defence", "settings"], rows)
 
 
 def _json(one: Standing) -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""The document of a reproduction: the paper's tables beside ours, and which of its claims hold here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repnoise.metrics import number, spelled
+from repnoise.runs import PROVENANCE_PACKAGES, load_run, write_json, write_text
+from repnoise.statistics import Interval
+from repnoise.studies.graph import finished
+from repnoise.studies.markdown import grid, typed_options
+from repnoise.studies.paper import BUILDERS
+from repnoise.studies.paper.setting import Setting
+from repnoise.studies.tables import Claim, Entry, Metric, Read, Table
+
+if TYPE_CHECKING:
+    from repnoise.studies.paper.command import PaperStudy
+
+READING = """\
+Each number is a mean over seeds with its 95 % interval, for other seeds (Student's t) and other prompts together; one
+seed has the interval over prompts alone. *Paper* is the paper's own number, from one seed. **✓** or **✗** behind ours
+says that it differs from the table's first model beyond chance, in the paper's direction or not; nothing, that chance
+may explain it.
+
+A claim **holds** where every comparison in it does beyond chance (the interval of each difference is below 0, or within
+the margin where two are said to be alike), **does not hold** where one of them goes the other way beyond chance, and
+else **cannot be told**. Nothing is corrected for the number of claims: of many, some are told wrongly by chance."""
+
+SANDBOX = """\
+The sandbox is a toy world with a model of half a million parameters. It shows whether the paper's claims about the
+*method* hold in a place where everything is known, and says nothing about any real model."""
+
+
+def write_document(
+    study: PaperStudy, setting: Setting, tables: Mapping[str, Table], failed: Mapping[Path, str], seconds: float
+) -> Path:
+    """Write NAME.md and NAME.json to the study's folder, and the document where it is wanted; returns its place."""
+    own = study.output_dir / f"{study.name}.md"
+    where = study.document or own
+    text = _document(study, setting, tables, failed)
+    for place in dict.fromkeys((own, where)):
+        write_text(place, text)
+    found = {name: _json(table) for name, table in tables.items()}
+    write_json(own.with_suffix(".json"), {"studies": found, "seconds_of_this_command": seconds})
+    return where
+
+
+def _document(study: PaperStudy, setting: Setting, tables: Mapping[str, Table], failed: Mapping[Path, str]) -> str:
+    title = "The paper" if study.name == "all" else _title(study.name)
+    parts = [
+        f"# {title} at {study.scale} scale",
+        "Written by a command from the files of its runs; do not edit by hand.",
+        _made_by(study, setting, tables, failed),
+        *([SANDBOX] if study.scale == "sandbox" else []),
+        READING,
+    ]
+    if len(tables) > 1:
+        parts += ["## Which claims hold", _overview(tables)]
+    for name, table in tables.items():
+        parts += _section(name, table)
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(name: str) -> str:
+    kind, _, count = name.partition("-")
+    return f"{kind.title()} {count}"
+
+
+def _made_by(study: PaperStudy, setting: Setting, tables: Mapping[str, Table], failed: Mapping[Path, str]) -> str:
+    needed = setting.graph.needed({run for table in tables.values() for run in table.runs})
+    records = [load_run(cell.path).record for cell in needed if (cell.path / "run.json").exists()]
+    spent = sum(record.get("seconds", 0.0) for record in records)
+    packages = records[0]["environment"]["packages"] if records else {}
+    versions = ", ".join(f"{name} {packages[name]}" for name in PROVENANCE_PACKAGES if packages.get(name))
+    done = sum(finished(cell.path) for cell in needed)
+    lines = [
+        f"    repnoise reproduce {study.name} --scale {study.scale}"
+        + typed_options(study, ("name", "scale", "output_dir", "document", "jobs", "dry_run", "device", "executor")),
+        "",
+        f"{done:,} of {len(needed):,} cells are there; {spent / 3600:.1f} hours on one core. "
+        f"Seeds {', '.join(map(str, setting.seeds))}. {f'Versions: {versions}.' if versions else ''}".strip(),
+    ]
+    if failed:
+        lines += ["", f"{len(failed)} cells failed."]
+    return "\n".join(lines)
+
+
+def _overview(tables: Mapping[str, Table]) -> str:
+    rows = []
+    for name, table in tables.items():
+        if name == "table-13":  # Table 6 again.
+            continue
+        for claim in table.claims:
+            verdicts = [_verdict(table, claim, read) for _, read in _readings(table)]
+            rows.append([_title(name), claim.text, verdicts[0], verdicts[1] if len(verdicts) > 1 else "–"])
+    counted = [row[2].partition(" (")[0] for row in rows]
+    told = [f"{counted.count(word)} {word}" for word in ("holds", "does not hold", "cannot be told", "not measured")]
+    summary = (
+        f"Of {len(rows)} claims: {', '.join(told)} (of answers that were in nobody's data, where that is told apart)."
+    )
+    return summary + "\n\n" + grid(["of", "claim", "verdict", "of covered answers"], rows)
+
+
+def _readings(table: Table) -> list[tuple[str, Read | None]]:
+    """What an entry itself shows, and what else its runs do."""
+    return [(table.shown, None), *table.also]
+
+
+def _verdict(table: Table, claim: Claim, read: Read | None) -> str:
+    def found(where: tuple[str, str]) -> Interval | None:
+        return table.interval(where, read)
+
+    holding, count = claim.count(found)
+    verdict = claim.verdict(found)
+    return f"{verdict} ({holding} of {count})" if count > 1 and verdict != "not measured" else verdict
+
+
+def _section(name: str, table: Table) -> list[str]:
+    parts = [f"## {_title(name)}", BUILDERS[name][0]]
+    for shown, read in _readings(table):
+        told = f"{shown[:1].upper()}{shown[1:]}." if shown else ""
+        parts += [told] if told else []
+        parts.append(_table(table, read))
+        parts.append("\n".join(f"- {claim.text} **{_verdict(table, claim, read)}**" for claim in table.claims))
+    done, wanted = sum(finished(run) for run in table.runs), len(table.runs)
+    notes = [*table.notes, *([f"{done} of {wanted} runs are there."] if done < wanted else [])]
+    parts.append("\n".join(f"- {note}" for note in notes)) if notes else None
+    return [part for part in parts if part]
+
+
+def _table(table: Table, read: Read | None) -> str:
+    with_paper = any(entry.paper is not None for entry in table.entries)
+    head = [table.corner, *(table.columns)]
+    rows = []
+    for row in table.rows:
+        cells = [table.entry((row, column)) for column in table.columns]
+        rows.append([row, *(_cell(table, entry, read) for entry in cells)])
+        if with_paper and read is None and any(entry and entry.paper is not None for entry in cells):
+            rows.append(["*paper*", *(_paper(entry) for entry in cells)])
+    return grid(head, rows)
+
+
+def _cell(table: Table, entry: Entry | None, read: Read | None) -> str:
+    found = entry.interval(read) if entry else None
+    if entry is None or found is None:
+        return "–"
+    mark = {"agrees": " ✓", "differs": " ✗", "": ""}[table.agreement(entry, read)]
+    return _spelled(found, read or entry.read) + mark
+
+
+def _spelled(found: Interval, read: Read) -> str:
+    if isinstance(read, Metric):
+        return spelled(found, read.name)
+    if found.low is None or found.high is None:
+        return f"{found.mean:.2f}"
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _paper(entry: Entry | None) -> str:
+    if entry is None or entry.paper is None:
+        return ""
+    return f"*{number(entry.paper, entry.read.name) if isinstance(entry.read, Metric) else f'{entry.paper:.2f}'}*"
+
+
+def _json(table: Table) -> dict:
+    def plain(interval: Interval | None) -> dict | None:
+        return None if interval is None else dict(vars(interval))
+
+    return {
+        "entries": [
+            {
+                "row": entry.row,
+                "column": entry.column,
+                "paper": entry.paper,
+                "runs": [str(run) for run in entry.runs],
+                "ours": [plain(entry.interval(read)) for _, read in _readings(table)],
+                "agreement": table.agreement(entry),
+            }
+            for entry in table.entries
+        ],
+        "claims": [
+            {"text": claim.text, "verdicts": [_verdict(table, claim, read) for _, read in _readings(table)]}
+            for claim in table.claims
+        ],
+    }

@@ -1,0 +1,211 @@
+"""A table of the paper beside ours: which runs stand for each number, and which of its claims our numbers bear out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from repnoise.metrics import within_bounds
+from repnoise.runs import Run, load_run, read_rows
+from repnoise.statistics import Interval, pooled_interval
+from repnoise.studies.graph import finished
+
+Where = tuple[str, str]
+"""Row and column of an entry."""
+Read = Callable[[Run], Interval | None]
+"""What of a finished run an entry shows; None where the run has no such number."""
+Verdict = Literal["holds", "does not hold", "cannot be told", "not measured"]
+
+NOTICED = 0.05
+"""Differences of the paper's shares below this count as none: it has one seed."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Reads a metric of a run, at its end, or before the first step (from its curve).
+
+    Attributes:
+        name: as in run.json; see `metrics.NAMES`.
+        start: at the beginning of the curve.
+    """
+
+    name: str
+    start: bool = False
+
+    def __call__(self, run: Run) -> Interval | None:
+        metrics = _at_start(run) if self.start else run.record["metrics"]
+        found = metrics.get(self.name)
+        if found is None or found["value"] is None:
+            return None
+        interval = Interval(found["value"], found["low"], found["high"], found["n"], found.get("unscored", 0))
+        return within_bounds(interval, self.name)
+
+
+def _at_start(run: Run) -> dict:
+    curve = run.path / "curve.jsonl"
+    rows = read_rows(curve) if curve.exists() else []
+    return next((row["metrics"] for row in rows if row["step"] == 0), {})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of the paper, and the runs that stand for it.
+
+    Attributes:
+        row, column: where it stands.
+        paper: the paper's number; None where it has none.
+        runs: ours, one a seed; none where the project has nothing that would stand for it.
+        read: what of them is shown.
+    """
+
+    row: str
+    column: str
+    paper: float | None
+    runs: tuple[Path, ...]
+    read: Read
+
+    @property
+    def where(self) -> Where:
+        return self.row, self.column
+
+    def interval(self, read: Read | None = None) -> Interval | None:
+        """Over seeds and prompts; None while no run of it is finished, or none has the number."""
+        read = read or self.read
+        measured = [read(load_run(path)) for path in self.runs if finished(path)]
+        known = [one for one in measured if one is not None and not math.isnan(one.mean)]
+        if not known:
+            return None
+        pooled = pooled_interval(known)
+        return within_bounds(pooled, read.name) if isinstance(read, Metric) else pooled
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says of its table, as comparisons of entries.
+
+    Attributes:
+        text: in words.
+        pairs: of each the first is "below" the second, or "alike": no further apart than the margin.
+        says: which of the two.
+        margin: for "alike", in the unit of the entries.
+    """
+
+    text: str
+    pairs: tuple[tuple[Where, Where], ...]
+    says: Literal["below", "alike"] = "below"
+    margin: float = 0.1
+
+    def verdict(self, found: Callable[[Where], Interval | None]) -> Verdict:
+        """It holds where every comparison does beyond chance, and does not where one goes the other way beyond chance.
+
+        That a difference is not seen is no evidence that there is none: "alike" holds only where the whole interval of
+        the difference lies within the margin (two one-sided tests).
+        """
+        both = [(found(first), found(second)) for first, second in self.pairs]
+        known = [(first, second) for first, second in both if first is not None and second is not None]
+        if not known:
+            return "not measured"
+        told = [self._told(first, second) for first, second in known]
+        if "does not hold" in told:
+            return "does not hold"
+        return "holds" if len(known) == len(both) and set(told) == {"holds"} else "cannot be told"
+
+    def count(self, found: Callable[[Where], Interval | None]) -> tuple[int, int]:
+        """How many of the comparisons hold by themselves, of how many."""
+        both = [(found(first), found(second)) for first, second in self.pairs]
+        told = [self._told(first, second) for first, second in both if first is not None and second is not None]
+        return told.count("holds"), len(self.pairs)
+
+    def _told(self, first: Interval, second: Interval) -> Verdict:
+        limits = difference(first, second)
+        if limits is None:
+            return "cannot be told"
+        (low, high), most = limits, self.margin if self.says == "alike" else 0.0
+        if self.says == "below":
+            return "holds" if high < 0 else "does not hold" if low > 0 else "cannot be told"
+        return (
+            "holds"
+            if -most <= low and high <= most
+            else "does not hold"
+            if low > most or high < -most
+            else ("cannot be told")
+        )
+
+
+def difference(first: Interval, second: Interval) -> tuple[float, float] | None:
+    """Limits of the first mean less the second, as in `Interval.surely_below`; None if one has no interval."""
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return None
+    apart = first.mean - second.mean
+    down = math.hypot(first.mean - first.low, second.high - second.mean)
+    up = math.hypot(first.high - first.mean, second.mean - second.low)
+    return apart - down, apart + up
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by columns.
+
+    Attributes:
+        corner: what the rows are.
+        entries: in the order in which they are shown.
+        claims: what the paper says of them.
+        reference: row that the others are compared with; None for none.
+        shown: what our numbers are, in words.
+        also: other readings of the same runs, by what they are: shown below, and the claims tried on them, too.
+        notes: what there is to know of this scale: counterparts, and what is missing.
+    """
+
+    corner: str
+    entries: tuple[Entry, ...]
+    claims: tuple[Claim, ...] = ()
+    reference: str | None = None
+    shown: str = ""
+    also: tuple[tuple[str, Read], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(entry.row for entry in self.entries))
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(entry.column for entry in self.entries))
+
+    @property
+    def runs(self) -> set[Path]:
+        return {path for entry in self.entries for path in entry.runs}
+
+    def entry(self, where: Where) -> Entry | None:
+        return next((entry for entry in self.entries if entry.where == where), None)
+
+    def interval(self, where: Where, read: Read | None = None) -> Interval | None:
+        entry = self.entry(where)
+        return entry.interval(read) if entry else None
+
+    def agreement(self, entry: Entry, read: Read | None = None) -> str:
+        """Whether an entry differs from the reference's in the paper's direction: "agrees", "differs", or nothing where
+        ours differ no more than by chance, or either has no number."""
+        other = self.entry((self.reference, entry.column)) if self.reference else None
+        if other is None or entry is other or entry.paper is None or other.paper is None:
+            return ""
+        mine, theirs = entry.interval(read), other.interval(read)
+        if mine is None or theirs is None:
+            return ""
+        ours = theirs.surely_below(mine) - mine.surely_below(theirs)
+        apart = entry.paper - other.paper
+        paper = 0 if abs(apart) < NOTICED else round(math.copysign(1, apart))
+        return "" if ours == 0 else "agrees" if ours == paper else "differs"
+
+
+def below_everywhere(text: str, row: str, other: str, columns: Iterable[str]) -> Claim:
+    """That a row is below another in all of these columns."""
+    return Claim(text, tuple(((row, column), (other, column)) for column in columns))
+
+
+def alike_everywhere(text: str, row: str, other: str, columns: Sequence[str], margin: float = 0.1) -> Claim:
+    """That a row is like another in all of these columns."""
+    return Claim(text, tuple(((row, column), (other, column)) for column in columns), "alike", margin)
