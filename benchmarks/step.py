@@ -1,4 +1,5 @@
-"""What one step costs: two plain language-model passes, RepNoise's step, and a literal step as published, side by side.
+"""What one step costs: two plain passes of a language model, RepNoise's step with all layers and with a quarter of them
+(drawn anew each step), and a literal step as published, side by side.
 
     python benchmarks/step.py                                   # the three default shapes, on what device there is
     python benchmarks/step.py --shapes tiny --repeats 2         # a try, in seconds
@@ -30,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VARIANTS = ("plain", "repnoise", "literal")
+VARIANTS = ("plain", "repnoise", "quarter", "literal")
 UNCOUNTED = 2
 ONE_ARENA = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """Makes the C library give memory back that is freed, so that a process holds what its tensors take."""
@@ -180,6 +181,14 @@ def repnoise(model: nn.Module, harmless: dict[str, Tensor], harmful: dict[str, T
     return RepNoise().loss(model, harmless, harmful)[0]
 
 
+def quarter(model: nn.Module, harmless: dict[str, Tensor], harmful: dict[str, Tensor]) -> Tensor:
+    """The same with a quarter of the layers, drawn anew each step."""
+    from repnoise.defences import RepNoise
+
+    layers = model.config.num_hidden_layers  # type: ignore[union-attr]
+    return RepNoise(layers_per_step=max(1, layers // 4)).loss(model, harmless, harmful)[0]  # type: ignore[operator]
+
+
 def literal(model: nn.Module, harmless: dict[str, Tensor], harmful: dict[str, Tensor]) -> Tensor:
     """The same terms as directly as the paper's formulas can be written down.
 
@@ -218,7 +227,12 @@ def _literal_mmd(x: Tensor, y: Tensor) -> Tensor:
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - kernel[:n, n:].mean() - kernel[n:, :n].mean()
 
 
-STEPS: dict[str, Callable[..., Tensor]] = {"plain": plain, "repnoise": repnoise, "literal": literal}
+STEPS: dict[str, Callable[..., Tensor]] = {
+    "plain": plain,
+    "repnoise": repnoise,
+    "quarter": quarter,
+    "literal": literal,
+}
 
 
 def _against_floor(row: dict[str, Any], shape: Shape, rate: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +261,8 @@ def floor_flops(shape: Shape, variant: str) -> float:
     with torch.device("meta"):
         config: Any = llama(shape, torch.device("meta")).config
     defence = DefendConfig(training=Training(batch_size=shape.rows, steps=1))
-    defence = replace(defence, defence=replace(defence.defence, retain_weight=0.0))
+    drawn = max(1, shape.layers // 4) if variant == "quarter" else None
+    defence = replace(defence, defence=replace(defence.defence, retain_weight=0.0, layers_per_step=drawn))
     defence = replace(defence, inputs=Inputs(max_length=shape.length))
     found = estimate(defence, config, Rows(length=shape.length, completion=shape.completion))
     return 2 * found.parts["language modelling"] if variant == "plain" else found.floor_flops

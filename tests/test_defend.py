@@ -52,6 +52,7 @@ def test_a_run_holds_the_defended_model_the_log_and_what_was_measured(config, tm
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     assert all({"loss", "stability", "noise", "noise_floor", "ascent"} <= row.keys() for row in log)
     assert sorted(path.name for path in run.path.iterdir()) == ["evaluations", "log.jsonl", "model", "run.json"]
+    assert "# ours" in (run.model / "README.md").read_text()  # Its card.
 
     before, after = load(config.inputs.model), load(str(run.path))
     assert record["parent"]["fingerprint"] == before.fingerprint and record["weights"] == after.fingerprint

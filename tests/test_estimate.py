@@ -82,10 +82,11 @@ def counted(config, model, with_retain=False):
     [
         (RepNoise(), None, {}),
         (RepNoise(layers=(1, 4), max_samples=7, detach_unembedding=True), "more.jsonl", {}),
+        (RepNoise(layers_per_step=99, max_samples=7), None, {}),
         (RepNoise(samples="sequences", lens=False, harmful_tokens="all"), None, {"gradient_checkpointing": True}),
         (RepNoise(), None, {"lora_rank": 4}),
     ],
-    ids=["whole", "parts", "sequences", "adapters"],
+    ids=["whole", "parts", "all layers", "sequences", "adapters"],
 )
 @pytest.mark.parametrize("budget", [10**6, 1000], ids=["at once", "in chunks"])
 def test_operations_of_a_defence_are_those_that_pytorch_counts(monkeypatch, budget, defence, retain, training):

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from repnoise import losses
 from repnoise.defences import PublishedRepNoise, RepNoise
 from repnoise.defences.repnoise import lens_ce
+from repnoise.defences.safety_training import SafetyTraining
 from repnoise.errors import RepnoiseError
 from repnoise.hidden_states import captured, fill, find_decoder
 from repnoise.losses import IGNORE, mmd2, mmd2_floor, read_out_ce
@@ -194,6 +195,14 @@ def test_fact_8_prompt_tokens_of_harmful_texts_are_not_read_out(monkeypatch):
     loss_of(RepNoise(), model, batch(1), batch(2, rows=3, completion=5))
     # The harmless batch; one position a harmful row; one row to learn the vocabulary's size; the completions' tokens.
     assert read == [4 * 9, 3, 1, LAYERS * 3 * 5]
+
+
+def test_fact_8_where_logits_are_many_no_prompt_token_is_read_out_at_all(monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 4 * 5 * VOCABULARY)
+    model, read = llama(), []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, logits: read.append(logits.numel() // VOCABULARY))
+    loss_of(SafetyTraining(), model, batch(1), batch(2))
+    assert read == [4 * 5]
 
 
 @pytest.mark.parametrize("first", [5, 0], ids=["token", "token id 0"])

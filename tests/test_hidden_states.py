@@ -9,10 +9,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config
 from transformers import T5ForConditionalGeneration as T5
 
-from repnoise import hidden_states
+from repnoise import hidden_states, losses
 from repnoise.defences import RepNoise
+from repnoise.defences.base import completion_ce
 from repnoise.errors import RepnoiseError
-from repnoise.hidden_states import captured, check_lens, fill, find_decoder, require_gradient
+from repnoise.hidden_states import captured, check_lens, fill, find_decoder, positions_to_read, require_gradient
+from repnoise.losses import IGNORE
 
 LAYERS, WIDTH, ROWS, LENGTH = 3, 16, 2, 6
 IDS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -105,6 +107,27 @@ def test_lens_at_the_last_state_equals_the_logits(model):
         for detached in (False, True):
             ours = decoder.read_out(states[0], detached=detached)
             torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_reading_out_only_what_is_predicted_changes_neither_the_loss_nor_its_gradient(model, monkeypatch):
+    inputs = batch()
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE)
+    labels[:, :2] = labels[1, :3] = IGNORE  # Prompts of two lengths.
+    inputs["labels"] = labels
+
+    def computed():
+        model.zero_grad()
+        loss = completion_ce(model, inputs)
+        loss.backward()
+        return [loss.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
+
+    whole = computed()
+    assert positions_to_read(model, labels != IGNORE) is None
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 0)
+    some = positions_to_read(model, labels != IGNORE)
+    assert some is None or some.tolist() == [2, 3, 4, 5]
+    torch.testing.assert_close(computed(), whole, rtol=1e-4, atol=1e-6)
+    model.zero_grad()  # Other tests have the same model.
 
 
 def test_detached_lens_moves_states_and_nothing_else(model):

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from repnoise.attacks import ATTACKS, Attack
 from repnoise.attacks.base import Asking
 from repnoise.attacks.fine_tuning import FineTuningAttack
+from repnoise.attacks.parts import Parts
+from repnoise.errors import RepnoiseError
 from repnoise.evals.evaluations import EVALUATIONS
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating, Panel, measure, open_panel, parent_of
 from repnoise.inputs import FLAT, Inputs
-from repnoise.runs import Run, fingerprint, load_run, open_run, plain, read_rows, recording, write_json, write_rows
+from repnoise.runs import Run, fingerprint, load_run, open_run, plain, read_rows, write_json, write_rows
 
 if TYPE_CHECKING:  # Configs must be cheap to import.
     from torch import nn
@@ -70,13 +72,31 @@ def attack(
     """Attack a model into a run. A finished run of the same config is left as it is.
 
     `on_point` is told what the curve shows along the way, and ends the attack by raising. `before` is what was measured
-    in the same way before any attack, where that is known.
+    in the same way before any attack, where that is known. In several processes of a launcher, the first writes it.
     """
+    from repnoise.distributed.processes import together
+
+    with together():
+        return _attack(config, output_dir, name, resume, progress, on_point, before)
+
+
+def _attack(
+    config: AttackConfig,
+    output_dir: Path,
+    name: str,
+    resume: bool,
+    progress: bool,
+    on_point: OnPoint | None,
+    before: dict[str, Any] | None,
+) -> Run:
+    from repnoise.distributed.processes import alone, on_first, recorded
+
+    require_shared(config.attack)
     loaded, data, codec = config.inputs.open(config.attack.template)
     config.attack.require(data)  # All that bad input can break comes before the run exists.
     # Of the whole split: which of them an attack draws differs from seed to seed, and seeds are averaged.
     pairs = data.attacker_pairs(split=config.attack.split) if config.attack.pairs(data) else []
-    panel = open_panel(config.evaluating, data)
+    panel = alone(lambda: open_panel(config.evaluating, data))
     facts = {
         "pairs": {"rows": len(pairs), "fingerprint": fingerprint(pairs)},
         "benign": {"rows": len(data.benign), "fingerprint": fingerprint(data.benign)},
@@ -84,20 +104,41 @@ def attack(
         "overlap": [plain(found) for found in unwanted_overlap(config.inputs, data, config.attack)],
     }
     parent = parent_of(config.inputs, loaded)
-    run = open_run(
-        output_dir, "attack", name or type(config.attack).__name__, config, resume, parent=parent, data=facts
-    )
+    kind = name or type(config.attack).__name__
+    run = on_first(lambda: open_run(output_dir, "attack", kind, config, resume, parent=parent, data=facts))
     if run.finished:
-        return without_model(run, config.keep_model)
+        return on_first(lambda: without_model(run, config.keep_model))
     curve = Curve(run.path / "curve.jsonl", loaded, codec, data, config, panel, on_point, before)
 
-    with recording(run):
-        curve.start()
+    with recorded(run, config.attack.training if isinstance(config.attack, FineTuningAttack) else None):
+        alone(curve.start)
         attacked, log, asking = _applied(config, run, loaded, data, codec, resume, curve, progress)
-        metrics = curve.measured(attacked, config.evaluating, asking, run.path / "evaluations")
-        curve.add(log[-1]["step"] if log else 0, metrics)
-        run.update(metrics=metrics, weights=attacked.fingerprint)
-    return without_model(run, config.keep_model)
+        if panel is not None:
+            metrics = curve.measured(attacked, config.evaluating, asking, run.path / "evaluations")
+            curve.add(log[-1]["step"] if log else 0, metrics)
+            run.update(metrics=metrics, weights=attacked.fingerprint)
+    return without_model(run, config.keep_model) if panel is not None else run
+
+
+def require_shared(attack: Attack) -> None:
+    """Raise RepnoiseError if several processes cannot share the work on an attack as they would have to."""
+    from repnoise.distributed.processes import processes, sharded, share_of
+
+    if processes() == 1:
+        return
+    if not isinstance(attack, FineTuningAttack) or not attack.changes_weights or attack.trains_on == "own-answers":
+        raise RepnoiseError(
+            "Of the attacks, only fine-tuning on given examples runs in several processes: start this one in one."
+        )
+    share_of(attack.training)
+    parts = attack.parts
+    if sharded() and (
+        attack.measure_at or replace(parts, adapter="none") != Parts() or parts.adapter not in ("none", "lora")
+    ):
+        raise RepnoiseError(
+            "With FSDP an attack trains all weights or LoRA, and harm is measured before and after: give --measure-at "
+            "no steps, leave other choices of what is trained out, or train without FSDP."
+        )
 
 
 def _applied(

@@ -51,6 +51,8 @@ def _guarded(name: str, arguments: list[str]) -> None:
     # A graph of runs goes on by itself.
     by_itself = any(argument.partition("=")[0] in ("--scorecard", "--suite", "--search") for argument in arguments)
     resumes = name in RESUMABLE and not by_itself
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and (name not in ("defend", "attack") or by_itself):
+        _fail("Of all commands, a launcher runs only a single defend or attack: start this one without it.", 2)
     again = "the same command with --resume" if resumes else "the same command"
     try:
         COMMANDS[name][1](arguments)
@@ -83,10 +85,17 @@ def _demo(arguments: list[str]) -> None:
 
 def _defend(arguments: list[str]) -> None:
     from repnoise.defend import defend, presets
-    from repnoise.options import config_options
+    from repnoise.options import Publishing, config_options
+    from repnoise.report.publish import push, require_hub
 
-    name, config, to = config_options(arguments, "defend", "defence", "repnoise", presets())
-    _finished(defend(config, to.folder("defence", name, config), name, to.resume, progress=True))
+    name, config, to = config_options(arguments, "defend", "defence", "repnoise", presets(), Publishing)
+    if to.push_to_hub:
+        require_hub(to.push_to_hub)
+    run = defend(config, to.folder("defence", name, config), name, to.resume, progress=True)
+    _finished(run)
+    if to.push_to_hub:
+        again = f"`repnoise card {run.path} --push-to-hub {to.push_to_hub}`"
+        print(f"Pushed: {push(run, to.push_to_hub, again=again)}")
 
 
 def _attack(arguments: list[str]) -> None:
@@ -186,7 +195,7 @@ def _rejudge(arguments: list[str]) -> None:
 
     from repnoise.options import parse
     from repnoise.rejudge import RejudgeOptions, agreement_table, rejudge
-    from repnoise.report import metric_lines
+    from repnoise.report.terminal import metric_lines
 
     folder, metrics = rejudge(parse("judge score", RejudgeOptions, arguments))
     console = Console()
@@ -231,14 +240,21 @@ def _reproduce(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     from repnoise.options import parse
-    from repnoise.report import ReportOptions, write_report
+    from repnoise.report.command import ReportOptions, write_report
     from repnoise.runs import find_runs
 
     options = parse("report", ReportOptions, arguments)
     missing = [str(path) for path in options.runs if not path.exists()]
     if missing or not (runs := find_runs(options.runs)):
         raise RepnoiseError(f"There are no runs in {', '.join(missing or map(str, options.runs))}.")
-    print(f"Report: {write_report(runs, options.output_dir)}")
+    print(f"Report: {write_report(runs, options.output_dir, options.latex, options.completions)}")
+
+
+def _card(arguments: list[str]) -> None:
+    from repnoise.options import parse
+    from repnoise.report.publish import CardOptions, card
+
+    card(parse("card", CardOptions, arguments))
 
 
 def _list(arguments: list[str]) -> None:
@@ -291,6 +307,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "data": ("Look at a data set: counts, categories, lengths, examples: data inspect NAME|PATH.", _data),
     "reproduce": ("Make a study from nothing, such as a table of the paper: a document with tables.", _reproduce),
     "report": ("Turn runs into report.html, report.md and summary.json.", _report),
+    "card": ("Write the model card of a defended model, with the attacks on it; push both to the hub.", _card),
     "list": ("Name what there is: defences, attacks, evaluations, judges, datasets.", _list),
     "sandbox": ("Rebuild the fictional world and its model from a seed, or check them.", _sandbox),
 }
@@ -299,8 +316,10 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
 def _finished(run: Any) -> None:
     from rich.console import Console
 
-    from repnoise.report import metrics_table
+    from repnoise.distributed.processes import only_first_goes_on
+    from repnoise.report.terminal import metrics_table
 
+    only_first_goes_on()
     Console().print(metrics_table(run))
     skipped = (run.record.get("data") or {}).get("skipped") or {}
     if overlap := (run.record.get("data") or {}).get("overlap"):

@@ -18,13 +18,15 @@ from repnoise.data.mixtures import epochs
 from repnoise.data.records import Example, Pair
 from repnoise.data.sources import PairedData
 from repnoise.data.tokenization import Codec
-from repnoise.defences import DEFENCES, Defence, RepNoise
+from repnoise.defences import DEFENCES, AdversarialLoss, Defence, GradientAscent, RepNoise, SafetyTraining
+from repnoise.distributed.processes import alone, first, on_first, recorded, share_of, together
 from repnoise.errors import RepnoiseError
 from repnoise.evaluate import EvaluateConfig, Evaluating, measure, open_panel, parent_of
 from repnoise.hidden_states import check_lens, find_decoder
 from repnoise.inputs import FLAT, Inputs
 from repnoise.modeling import LoadedModel, merged, randomly_initialised, reloaded, save_whole, weights_fingerprint
 from repnoise.optimisation import Training
+from repnoise.report.model_card import write_card
 from repnoise.runs import Run, fingerprint, open_run, read_rows, recording, write_rows
 from repnoise.training import train
 
@@ -72,30 +74,42 @@ def presets() -> dict[str, DefendConfig]:
     return {name: DefendConfig(defence=defence, training=training) for name, (_, defence, training) in DEFENCES.items()}
 
 
+SHARED = (RepNoise, SafetyTraining, GradientAscent, AdversarialLoss)
+"""Defences whose batches, or whose model, several processes may divide: the sums that they are made of are known."""
+
+
 def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool = False, progress: bool = False) -> Run:
     """Train the defence and write the run: model, log, metrics. A finished run of the same config is left as it is.
 
     Raises RepnoiseError for bad input, an unreadable architecture, a directory of another run, or a term that is not
-    finite; whatever was finished stays on disk.
+    finite; whatever was finished stays on disk. In several processes of a launcher, the first writes it.
     """
+    with together():
+        return _defend(config, output_dir, name, resume, progress)
+
+
+def _defend(config: DefendConfig, output_dir: Path, name: str, resume: bool, progress: bool) -> Run:
     config.training.require_trackers()
+    require_shared(config)
     loaded, data, codec = config.inputs.open()
     # All that bad input can break comes before the run exists.
     freeze(loaded.model, config)
     pairs = config.pairs(data)
     examples = training_examples(codec, pairs, data.retain, config.training)
-    panel = open_panel(config.evaluating, data)
+    panel = alone(lambda: open_panel(config.evaluating, data))
     collator = PairCollator(loaded.tokenizer.pad_token_id)
     check = collator(examples[:1])["harmful"]
     check_lens(loaded.model, *(check[key].to(loaded.model.device) for key in ("input_ids", "attention_mask")))
-    run = open_run(
-        output_dir,
-        "defence",
-        name or type(config.defence).__name__,
-        config,
-        resume,
-        parent=parent_of(config.inputs, loaded),
-        data=_facts(pairs, data),
+    run = on_first(
+        lambda: open_run(
+            output_dir,
+            "defence",
+            name or type(config.defence).__name__,
+            config,
+            resume,
+            parent=parent_of(config.inputs, loaded),
+            data=_facts(pairs, data),
+        )
     )
     if run.finished:
         return run
@@ -112,11 +126,26 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
             loaded.model, examples, collator, objective, config.training, run.checkpoints, resume, progress=title
         )
 
-    with recording(run):
+    with recorded(run, config.training):
         defended, _ = trained_once(run, loaded, training)
-        metrics = measure(defended, codec, data, config.evaluating, panel, run.path / "evaluations")
-        run.update(metrics=metrics, weights=defended.fingerprint)
+        if panel is not None:
+            metrics = measure(defended, codec, data, config.evaluating, panel, run.path / "evaluations")
+            run.update(metrics=metrics, weights=defended.fingerprint)
+            write_card(run)
     return run
+
+
+def require_shared(config: DefendConfig) -> None:
+    """Raise RepnoiseError if several processes cannot share the work on a defence as they would have to."""
+    share, defence = share_of(config.training), config.defence
+    if not (share.pooled or share.sharded):
+        return
+    if not isinstance(defence, SHARED) or (isinstance(defence, RepNoise) and defence.samples == "sequences"):
+        way = "have its model sharded" if share.sharded else f"have its batches divided among {share.processes}"
+        raise RepnoiseError(
+            f"{type(defence).__name__} with these settings cannot {way}: let --accumulation be a multiple of the "
+            f"number of processes{', and train without FSDP' if share.sharded else ''}."
+        )
 
 
 def freeze(model: nn.Module, config: DefendConfig) -> None:
@@ -198,10 +227,10 @@ def trained_once(
     run: Run, start: LoadedModel, training: Callable[[], tuple[nn.Module, list[dict[str, Any]]]]
 ) -> tuple[LoadedModel, list[dict[str, Any]]]:
     """The run's model and log: those on disk if the training had ended before an interruption, else made now."""
-    if run.model.exists():
+    if on_first(run.model.exists):
         return reloaded(start, run.model), read_rows(run.path / "log.jsonl")
     model, log = training()
-    return keep_model(run, model, start, log), log
+    return (keep_model(run, model, start, log) if first() else start), log
 
 
 def keep_model(run: Run, model: nn.Module, start: LoadedModel, log: list[dict[str, Any]]) -> LoadedModel:

@@ -17,7 +17,7 @@ from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
-from repnoise.summary import CONTROLS
+from repnoise.report.summary import CONTROLS
 
 DEFENCES = ("random-initialisation", "undefended", "repnoise-published", "repnoise")
 """From the limit of any defence to the project's own."""
@@ -51,7 +51,7 @@ def demo(options: DemoOptions) -> None:
     """Run what is not finished yet, then write the report and print its table."""
     from rich.console import Console
 
-    from repnoise.report import summarise, terminal_table, write_report
+    from repnoise.report.command import summarise, terminal_table, write_report
     from repnoise.runs import load_run
 
     _check(options)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from repnoise import losses
 from repnoise.errors import RepnoiseError
 
 Site = Literal["mlp", "attention", "residual"]
@@ -136,10 +137,22 @@ def require_gradient(activations: Sequence[Tensor], what: str) -> None:
 
 def fill(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
     """One forward pass for the sake of what is captured: only the last position is read out, where that is possible."""
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
-        inputs["logits_to_keep"] = 1
-    model(**inputs)
+    some: dict[str, Any] = {"logits_to_keep": 1} if _reads_some_positions(model) else {}
+    model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **some)
+
+
+def positions_to_read(model: nn.Module, wanted: Tensor) -> Tensor | None:
+    """Which positions (K,) are `wanted` (B, T) in any row, for the model's `logits_to_keep`.
+
+    None where the model takes none, or where all its logits are few: then everything is read out.
+    """
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    few = embeddings is None or wanted.numel() * embeddings.weight.shape[0] <= losses.LOGITS_AT_ONCE
+    return None if few or not _reads_some_positions(model) else wanted.any(0).nonzero()[:, 0]
+
+
+def _reads_some_positions(model: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters
 
 
 @torch.no_grad()

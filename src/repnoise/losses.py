@@ -31,7 +31,12 @@ def causal_ce(logits: Tensor, labels: Tensor) -> Tensor:
     `logits` (B, T, V), `labels` (B, T). Labels are masked, never logits, so the first completion token (predicted from
     the last prompt token) counts like any other and so does token id 0. No labelled token at all gives NaN.
     """
-    return F.cross_entropy(logits.flatten(0, 1).float(), next_token(labels).flatten(), ignore_index=IGNORE)
+    return token_ce(logits, next_token(labels))
+
+
+def token_ce(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same where position t of `targets` (B, T) is what position t of `logits` (B, T, V) has to predict."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
 
 
 def read_out_ce(read_out: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:

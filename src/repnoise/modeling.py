@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from repnoise.distributed.processes import sharded
 from repnoise.errors import RepnoiseError
 from repnoise.hidden_states import find_decoder
 from repnoise.runs import flush_to_disk
@@ -58,7 +59,8 @@ def load(
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # What is to be sharded need not fit on one device.
+    model.to(device or ("cuda" if torch.cuda.is_available() and not sharded() else "cpu"))
     return LoadedModel(model, tokenizer, weights_fingerprint(place, config), int(context))
 
 

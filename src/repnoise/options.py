@@ -37,9 +37,25 @@ class Destination:
         return self.output_dir or Path("runs") / f"{kind}-{name}-{fingerprint(config)[:8]}"
 
 
+@dataclass(frozen=True)
+class Publishing(Destination):
+    """Where a defended model goes.
+
+    Attributes:
+        push_to_hub: hub id (OWNER/NAME) to push the finished model and its card to; the token is read from HF_TOKEN.
+    """
+
+    push_to_hub: str = ""
+
+
 def config_options(
-    arguments: list[str], command: str, kind: str, preset: str, presets: dict[str, Any]
-) -> tuple[str, Any, Destination]:
+    arguments: list[str],
+    command: str,
+    kind: str,
+    preset: str,
+    presets: dict[str, Any],
+    destination: type[Destination] = Destination,
+) -> tuple[str, Any, Any]:
     """The name, the config and the destination that the arguments ask for.
 
     `--preset` sets the defaults and the other options change them. Where MODEL is a run, its data and its way of asking
@@ -49,14 +65,14 @@ def config_options(
     parser.add_argument("--preset", default=preset, nargs="?", const="")
     known, rest = parser.parse_known_args(arguments)
     name, default = _preset(known.preset, kind, presets)
-    parts: list[Any] = [("to", Destination), ("config", type(default))]
+    parts: list[Any] = [("to", destination), ("config", type(default))]
     root = tyro.conf.arg(name="")
     options = make_dataclass("Options", [(field, Annotated[part, root]) for field, part in parts], frozen=True)
     summary = (type(default).__doc__ or "").partition("\n")[0]
     summary += f"\n\nPresets: {', '.join(presets)}." if len(presets) > 1 else ""
 
     def parsed(start: Any) -> Any:
-        return parse(command, options, rest, options(Destination(known.preset), start), summary)
+        return parse(command, options, rest, options(destination(known.preset), start), summary)
 
     found = parsed(default)
     asks = hasattr(default, "inputs") and known.preset in presets

@@ -73,8 +73,8 @@ def scorecard(config: ScorecardConfig) -> Path:
     """
     from rich.console import Console
 
-    from repnoise.cards import card_table
-    from repnoise.report import summarise, write_report
+    from repnoise.report.cards import card_table
+    from repnoise.report.command import summarise, write_report
 
     started = time.perf_counter()
     inputs = config.evaluation.inputs

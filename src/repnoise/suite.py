@@ -86,10 +86,10 @@ def _reported(config: SuiteConfig, folder: Path, made: str) -> Path:
     how far each attack went and what it cost to break each model."""
     from rich.console import Console
 
-    from repnoise.attack_table import attack_table
-    from repnoise.break_figures import break_table, heat_table
-    from repnoise.breaking import breaking
-    from repnoise.report import summarise, write_report
+    from repnoise.report.attack_table import attack_table
+    from repnoise.report.break_figures import break_table, heat_table
+    from repnoise.report.breaking import breaking
+    from repnoise.report.command import summarise, write_report
 
     made_here = find_runs([folder])
     above = [load_run(Path(model)) for model in dict.fromkeys(config.models) if (Path(model) / "run.json").exists()]

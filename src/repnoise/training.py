@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from repnoise.distributed.processes import Share, first, mean_of, on_first, processes, share_of, stopped_explained, wait
+from repnoise.distributed.sharding import load_shards, save_shards, whole, without_weights
+from repnoise.distributed.shared_step import Objective, draw_apart, shared_step
 from repnoise.errors import RepnoiseError
 from repnoise.modeling import with_activation_checkpointing, with_lora, without_progress_bars
 from repnoise.muon import MuonFactory
 from repnoise.optimisation import MUON, Training
+from repnoise.progress import ProgressBar
 from repnoise.runs import flush_to_disk
 
-Objective = Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]
-"""(model, batch) to the scalar to minimise and its detached terms."""
-
 OnStep = Callable[[int, nn.Module], None]
+
+SHARDS = "shards"
+"""Folder of a checkpoint that holds weights and optimiser in parts; others have them in ordinary files."""
 
 
 def train(
@@ -50,34 +50,62 @@ def train(
 
     Raises RepnoiseError if a term or a gradient is not finite, telling which one and when, and for an optimiser,
     schedule or tracker that cannot be used.
+
+    Several processes share a step (see `distributed.share_of`). Only the first calls `on_step`, and does not where
+    weights are sharded; then it alone returns a model with weights.
     """
     training.require_trackers()
-    checkpoint = newest_checkpoint(folder) if resume else None
-    discard_checkpoints(folder, but=checkpoint)
+    share = share_of(training)
+    checkpoint = on_first(lambda: _starting_point(folder, resume))
+    _require_sharable(training, share, checkpoint)
     if training.lora_rank is not None:
         torch.manual_seed(training.seed)  # The adapters' initial weights belong to the run.
         model = with_lora(model, training.lora_rank, training.lora_alpha)  # type: ignore[arg-type]
     steps = len(examples) // (training.batch_size * training.accumulation)
-    bar = _ProgressBar(progress) if progress is not None else None
+    bar = ProgressBar(progress) if progress is not None and first() else None
     callbacks = [
         _LogLastStep(),
         _SoundGradients(training.max_grad_norm, folder),
-        *([_NoisyGradients(training.gradient_noise)] if training.gradient_noise else []),
-        *_trackers(training, folder, checkpoint),
-        *([_OnStep(on_step)] if on_step else []),
+        *([_NoisyGradients(training)] if training.gradient_noise else []),
+        *(_trackers(training, folder, checkpoint) if first() else []),
+        *([_OnStep(on_step)] if on_step and not share.sharded else []),
         *([bar] if bar else []),
     ]
+    shape = without_weights(model) if share.sharded else None
     with without_progress_bars(), with_activation_checkpointing(model, training.gradient_checkpointing):
-        trainer = _trainer(objective, model, training, steps, folder, collator, examples, callbacks)
-        if on_step and checkpoint is None:
-            with _random_state_kept(model):
-                on_step(0, model)
-        with bar.line if bar else nullcontext(), _memory_explained():
+        step = shared_step(objective, model, share)
+        trainer = _trainer(objective, model, training, steps, folder, collator, examples, callbacks, share, step)
+        draw_apart(training, share, checkpoint)
+        if on_step and checkpoint is None and not share.sharded:
+            if first():
+                with _random_state_kept(model):
+                    on_step(0, model)
+            wait()
+        with bar.line if bar else nullcontext(), _memory_explained(), stopped_explained():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    with suppress(OSError):
-        folder.rmdir()  # Trainer made it, and without checkpoints it is empty.
+    if first():
+        with suppress(OSError):
+            folder.rmdir()  # Trainer made it, and without checkpoints it is empty.
+    if shape is not None:
+        model = whole(model, shape, trainer.args.device)
     # Sorted, as a checkpoint keeps them.
     return model.eval(), [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
+
+
+def _starting_point(folder: Path, resume: bool) -> Path | None:
+    checkpoint = newest_checkpoint(folder) if resume else None
+    discard_checkpoints(folder, but=checkpoint)
+    return checkpoint
+
+
+def _require_sharable(training: Training, share: Share, checkpoint: Path | None) -> None:
+    """Raise RepnoiseError for settings that need whole weights where they are sharded, and for a checkpoint of the
+    other kind."""
+    if share.sharded and (training.optimizer == MUON or training.gradient_noise):
+        raise RepnoiseError("Muon and --gradient-noise need whole matrices: train without FSDP, or leave them out.")
+    if checkpoint and (checkpoint / SHARDS).is_dir() != share.sharded:
+        written, how = ("without", "take a launch configuration without") if share.sharded else ("with", "go on with")
+        raise RepnoiseError(f"{checkpoint} was written {written} FSDP: {how} it, or begin again without --resume.")
 
 
 class ObjectiveTrainer(Trainer):
@@ -92,6 +120,8 @@ class ObjectiveTrainer(Trainer):
         collator: Callable[[Sequence[Any]], Any],
         examples: Sequence[Any],
         callbacks: list[TrainerCallback],
+        share: Share,
+        step: nn.Module | None,
         optimizer: Any = None,
     ) -> None:
         dataset: Any = examples  # A list is a data set: it has a length and indices.
@@ -104,8 +134,9 @@ class ObjectiveTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer,
         )
         self.remove_callback(PrinterCallback)
-        if self.args.world_size > 1:
-            raise RepnoiseError("repnoise trains in one process so far: start it without a distributed launcher.")
+        if self.args.world_size != share.processes:
+            raise RepnoiseError("Only repnoise defend and repnoise attack run in several processes of a launcher.")
+        self.share, self.step = share, step
         self.objective, self.precision = objective, precision
         # The mean over accumulated batches, not their sum, whatever arguments the model's own loss takes.
         self.model_accepts_loss_kwargs = False
@@ -115,7 +146,7 @@ class ObjectiveTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         # Not through Trainer's own bf16, which leaves the model wrapped in an autocast after training.
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, terms = self.objective(model, inputs)
+            loss, terms = self.objective(model, inputs) if self.step is None else model(inputs)
         if not torch.stack([loss.detach(), *(term.to(loss) for term in terms.values())]).isfinite().all():
             bad = [name for name, term in terms.items() if not term.isfinite()] or ["the loss"]
             raise _not_finite(bad, self.state.global_step + 1, "that term", Path(str(self.args.output_dir)))
@@ -126,15 +157,52 @@ class ObjectiveTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._count:
-            logs = logs | {name: (total / self._count).item() for name, total in self._sums.items()}
+            means = {name: mean_of(total / self._count).item() for name, total in self._sums.items()}
+            logs = logs | means
             self._sums, self._count = {}, 0
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Nobody reads it, it takes time, and it would be wrong: an objective has several forward passes.
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if self.step is None:
+            return super()._wrap_model(model, training, dataloader)
+        if self.share.sharded:
+            return self.step
+        return nn.parallel.DistributedDataParallel(self.step)  # `_SoundGradients` finds weights that are left out.
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return _whole(super()._get_grad_norm(model, grad_norm))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.share.sharded:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.step is None or not self.share.sharded:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        save_shards(self.step, self.optimizer, Path(output_dir) / SHARDS)
+        if first():
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.share.sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.step is None or checkpoint is None or not self.share.sharded:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_shards(self.step, self.optimizer, Path(checkpoint) / SHARDS)
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         super()._save_checkpoint(model, trial)
+        wait()
+        if not first():
+            return
         folder = Path(str(self.args.output_dir))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         # A killed process leaves half a checkpoint behind: only one with this mark is ever read.
@@ -161,7 +229,7 @@ def _trainer(
     objective: Objective, model: nn.Module, training: Training, steps: int, folder: Path, *rest: Any
 ) -> ObjectiveTrainer:
     try:
-        arguments = _arguments(training, steps, folder)
+        arguments = _arguments(training, share_of(training), steps, folder)
         muon = (MuonFactory, {"lr": training.learning_rate, "decay": training.weight_decay})
         optimizer = muon if training.optimizer == MUON else None
         trainer = ObjectiveTrainer(objective, model, arguments, training.precision, *rest, optimizer=optimizer)
@@ -172,7 +240,7 @@ def _trainer(
     return trainer
 
 
-def _arguments(training: Training, steps: int, folder: Path) -> TrainingArguments:
+def _arguments(training: Training, share: Share, steps: int, folder: Path) -> TrainingArguments:
     log_every = max(1, steps // 100)
     # Saving only where something was just logged keeps a resumed run's log the same as an uninterrupted one's.
     save_every = math.ceil((training.save_every or steps) / log_every) * log_every
@@ -180,8 +248,8 @@ def _arguments(training: Training, steps: int, folder: Path) -> TrainingArgument
         output_dir=str(folder),
         run_name=folder.parent.name,
         max_steps=steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulation,
+        per_device_train_batch_size=share.batch_size,
+        gradient_accumulation_steps=share.accumulation,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=math.ceil(training.warmup * steps),
@@ -265,21 +333,50 @@ class _SoundGradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+        _require_all_trained(model)
+        norm = _whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained]))
         if not norm.isfinite():
             raise _not_finite(["the gradient"], state.global_step + 1, "a term", self.folder)
         if self.max_norm:
             torch.nn.utils.clip_grads_with_norm_(trained, self.max_norm, norm)
 
 
+def _require_all_trained(model: nn.Module) -> None:
+    """Raise RepnoiseError for a weight without a gradient, which would be left out of the mean over processes."""
+    if processes() > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise RepnoiseError(
+                    f"{name} is to be trained and gets no gradient, which several processes cannot agree on: start one "
+                    "process, or freeze it.",
+                    exit_code=1,
+                )
+
+
+def _whole(norm: Any) -> Any:
+    """A norm over all processes, where each has that of its shards."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 class _NoisyGradients(TrainerCallback):
-    def __init__(self, share: float) -> None:
-        self.share = share
+    def __init__(self, training: Training) -> None:
+        self.share, self.seed = training.gradient_noise, training.seed
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        for parameter in model.parameters():
-            if (gradient := parameter.grad) is not None:
-                gradient += self.share * gradient.square().mean().sqrt() * torch.randn_like(gradient)
+        with self._same_draws(state.global_step, model):
+            for parameter in model.parameters():
+                if (gradient := parameter.grad) is not None:
+                    gradient += self.share * gradient.square().mean().sqrt() * torch.randn_like(gradient)
+
+    @contextmanager
+    def _same_draws(self, step: int, model: nn.Module) -> Iterator[None]:
+        """In all processes, whose weights have to stay the same."""
+        if processes() == 1:
+            yield
+            return
+        with _random_state_kept(model):
+            torch.manual_seed(self.seed + 2**32 * (step + 1))
+            yield
 
 
 class _OnStep(TrainerCallback):
@@ -287,45 +384,7 @@ class _OnStep(TrainerCallback):
         self.on_step = on_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        with _random_state_kept(model):
-            self.on_step(state.global_step, model)
-
-
-class _ProgressBar(TrainerCallback):
-    """One line with the steps done, the time left and the latest terms; off a terminal, a line every tenth."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.console = Console(stderr=True)
-        self.line = Progress(
-            TextColumn(escape(title)),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.line.add_task("", total=None, terms="")
-        self.started_at, self.start, self.tenths = 0, 0.0, -1
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.line.update(self.task, total=state.max_steps, completed=state.global_step)
-        self.started_at, self.start = state.global_step, time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.line.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "loss" not in (logs or {}):
-            return  # Trainer's closing summary.
-        hidden = ("epoch", "grad_norm", "learning_rate", "step")
-        terms = "  ".join(f"{name} {value:.3g}" for name, value in logs.items() if name not in hidden)
-        self.line.update(self.task, terms=terms)
-        tenths = 10 * state.global_step // state.max_steps
-        if not self.console.is_terminal and tenths > self.tenths:
-            self.tenths = tenths
-            a_step = (time.perf_counter() - self.start) / (state.global_step - self.started_at)
-            left = round(a_step * (state.max_steps - state.global_step))
-            text = f"{self.title}: step {state.global_step} of {state.max_steps}, {left} s left, {terms}"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if first():
+            with _random_state_kept(model):
+                self.on_step(state.global_step, model)
+        wait()

@@ -80,6 +80,21 @@ def test_the_page_has_a_reading_under_every_figure_and_needs_nothing_else(done):
     assert "what RepNoise is trained on" in text
 
 
+def test_every_value_of_a_figure_can_be_pointed_at_and_is_in_a_table(done):
+    text = (done[1].path / "analysis.html").read_text()
+    assert text.count("<output>") == text.count('<svg viewBox="') == text.count("<caption>")
+    assert text.count('<details class="numbers">') == 8
+    titles = re.findall(r"<circle [^>]*><title>([^<]*)</title>", text)
+    limits = [
+        list(map(int, found)) for found in re.findall(r"defended, layer 1: \d+ % \[(-?\d+), (\d+)\]", str(titles))
+    ]
+    assert limits and all(0 <= low <= high <= 100 for low, high in limits)
+    assert any(f"<td>{title.rpartition(': ')[2]}</td>" in text for title in titles)
+    assert any(re.fullmatch(r"harmless, -[\d.]+ to -[\d.]+: \d+ examples?", title) for title in titles)
+    assert "e-16" not in text and "e-17" not in text
+    assert "-0.0 of" not in text
+
+
 def test_a_finished_analysis_is_not_done_again(done):
     config, run = done
     before = (run.path / "analysis.html").stat().st_mtime_ns

@@ -143,6 +143,27 @@ def test_layers_choose_what_is_noised_and_read(model):
         terms_of(replace(DEFENCE, layers=(7,)), model)
 
 
+def test_layers_of_a_step_are_drawn_alike_often_and_their_mean_is_that_of_all(model):
+    terms = {}
+    drawn = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        _, found = RepNoise(layers_per_step=2, noise_weight=0.0).loss(model, batch(1), batch(2))
+        drawn.append(round(found["ascent"].item(), 5))
+        terms[drawn[-1]] = found["ascent"].item()
+    assert len(terms) == 3  # Pairs of three layers.
+    whole = RepNoise(noise_weight=0.0).loss(model, batch(1), batch(2))[1]["ascent"].item()
+    assert sum(terms.values()) / 3 == pytest.approx(whole, rel=1e-5)
+    assert all(drawn.count(one) > 8 for one in terms)  # 20 in the mean, 3.7 the standard deviation.
+
+
+def test_as_many_layers_a_step_as_there_are_draw_nothing(model):
+    torch.manual_seed(0)
+    whole = RepNoise().loss(model, batch(1), batch(2))[0]
+    torch.manual_seed(0)
+    assert RepNoise(layers_per_step=LAYERS).loss(model, batch(1), batch(2))[0] == whole
+
+
 @pytest.mark.parametrize("site", ["attention", "residual"])
 def test_site_moves_the_noise_and_nothing_else(model, site):
     defence = replace(DEFENCE, site=site)
@@ -381,6 +402,7 @@ def test_a_batch_without_completions_is_refused(model):
         dict(site="embedding"),
         dict(harmful_tokens="prompt"),
         dict(top_directions=0),
+        dict(layers_per_step=0),
         dict(samples="words"),
         dict(layers=()),
     ],

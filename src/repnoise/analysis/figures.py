@@ -1,25 +1,26 @@
-"""The figures of an analysis: curves by layer, clouds of examples, histograms. See `repnoise.drawing` for how."""
+"""The figures of an analysis: curves by layer, clouds of examples, histograms, drawn as those of a report are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from repnoise.analysis.material import HARMFUL, HARMLESS
-from repnoise.drawing import (
+from repnoise.report.curves import Curve, curve_marks, curve_table, short
+from repnoise.report.drawing import (
     CONTROL_COLOURS,
     INK,
     MUTED,
     SERIES,
-    Curve,
     Style,
     end_labels,
-    inline,
     panel_axes,
     per_cent,
     styles,
 )
+from repnoise.report.panels import Mark, Panel, Table, panel
 from repnoise.statistics import Interval
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def model_styles(names: Sequence[str]) -> dict[str, Style]:
 
 def layer_panel(
     title: str, curves: Sequence[Curve], style: Mapping[str, Style], what: str, share: bool = False, axis: str = "layer"
-) -> str:
+) -> Panel:
     """Something against the layer, a line for each curve, named at its end. A share is drawn in per cent; a curve that
     is called "chance" is a dashed line. Points that are not known (NaN or infinite) are left out."""
     curves = [known for curve in curves if (known := _known(curve)).steps]
@@ -77,8 +78,9 @@ def layer_panel(
         per_cent(axes)
     axes.set_xlabel(axis, color=MUTED, labelpad=2, fontsize=9)
     end_labels(axes, curves, look, scale)
-    ends = "; ".join(f"{c.name} from {c.means[0]:.3g} to {c.means[-1]:.3g}" for c in curves if c.means)
-    return inline(figure, title, f"{what} by layer: {ends}")
+    ends = "; ".join(f"{c.name} from {short(c.means[0])} to {short(c.means[-1])}" for c in curves if c.means)
+    told = f"{what} by layer: {ends}"
+    return panel(figure, title, told, curve_marks(curves, axis, share), curve_table(axis, curves, share))
 
 
 def _known(curve: Curve) -> Curve:
@@ -109,7 +111,7 @@ def plain_curve(name: str, layers: Sequence[int], values: Sequence[float]) -> Cu
     return Curve(name, layers, values, values, values)
 
 
-def weight_figures(changes: Mapping[str, WeightChanges], look: Mapping[str, Style]) -> list[str]:
+def weight_figures(changes: Mapping[str, WeightChanges], look: Mapping[str, Style]) -> list[Panel]:
     """Relative distance from the base by layer; then of the first model each kind of matrix: distance, and how many
     directions its change has."""
     curves = []
@@ -134,7 +136,7 @@ def weight_figures(changes: Mapping[str, WeightChanges], look: Mapping[str, Styl
     return found
 
 
-def lens_figures(model: str, readings: Sequence[LensReading]) -> list[str]:
+def lens_figures(model: str, readings: Sequence[LensReading]) -> list[Panel]:
     """A panel for each lens, a line for each group."""
     found = []
     for name in dict.fromkeys(reading.lens for reading in readings):
@@ -144,8 +146,10 @@ def lens_figures(model: str, readings: Sequence[LensReading]) -> list[str]:
     return found
 
 
-def lens_histogram(model: str, readings: Sequence[LensReading]) -> str:
+def lens_histogram(model: str, readings: Sequence[LensReading]) -> Panel:
     """How many examples of each group have which log-probability after the last layer, by the raw lens."""
+    from matplotlib.ticker import MaxNLocator
+
     values = {reading.group: reading.last for reading in readings if reading.lens == "raw"}
     title = f"{model}: examples after the last layer"
     figure, axes = panel_axes((3.75, 2.55), title)
@@ -154,17 +158,34 @@ def lens_histogram(model: str, readings: Sequence[LensReading]) -> str:
     every = [value for own in values.values() for value in own] or [0.0]
     low, high = min(every), max(every)
     bins = [low + (high - low or 1.0) * i / 24 for i in range(25)]
+    counts: dict[str, list[int]] = {}
     for group, own in values.items():
         look = GROUPS[group]
-        axes.hist(own, bins=bins, color=look.colour, alpha=0.25)
+        counts[group] = [int(count) for count in axes.hist(own, bins=bins, color=look.colour, alpha=0.25)[0]]  # type: ignore[union-attr]
         axes.hist(own, bins=bins, histtype="step", color=look.colour, linestyle=look.dashes, linewidth=1.4)
     _legend(axes, list(values), marks=False)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_xlabel("mean log-probability of a token", color=MUTED, labelpad=2, fontsize=9)
     means = "; ".join(f"{group} {sum(own) / len(own):.2f} in the mean" for group, own in values.items() if own)
-    return inline(figure, title, f"Examples by log-probability: {means}")
+    marks, table = _counted(bins, counts)
+    return panel(figure, title, f"Examples by log-probability: {means}", marks, table)
 
 
-def answer_figure(model: str, answers: Sequence[AnswerBits]) -> str:
+def _counted(bins: Sequence[float], counts: Mapping[str, Sequence[int]]) -> tuple[list[Mark], Table]:
+    """What a histogram shows, to be pointed at and as a table."""
+    between = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(bins)]
+    marks = [
+        Mark((bins[i] + bins[i + 1]) / 2, count, f"{group}, {between[i]}: {count} example{'' if count == 1 else 's'}")
+        for group, own in counts.items()
+        for i, count in enumerate(own)
+        if count
+    ]
+    rows = tuple((between[i], *(str(own[i]) for own in counts.values())) for i in range(len(between)))
+    return marks, Table(("log-probability", *counts), rows)
+
+
+def answer_figure(model: str, answers: Sequence[AnswerBits]) -> Panel:
     """Bits recovered by layer, a line for each group; dashed, the entropy of the answers, and guessing."""
     first = answers[0]
     curves = [interval_curve(a.group, a.layers, a.bits) for a in answers]
@@ -174,7 +195,7 @@ def answer_figure(model: str, answers: Sequence[AnswerBits]) -> str:
     return layer_panel(f"{model}: bits recovered", curves, look, "Bits about which answer it is")
 
 
-def component_figure(model: str, found: Components) -> str:
+def component_figure(model: str, found: Components) -> Panel:
     """Each example along the first two components."""
     title = f"{model}, layer {found.layer}"
     figure, axes = panel_axes((3.75, 2.75), title)
@@ -188,7 +209,11 @@ def component_figure(model: str, found: Components) -> str:
     axes.set_xlabel(f"first component: {first:.0f} %, second: {second:.0f} %", color=MUTED, labelpad=2, fontsize=9)
     spreads = "; ".join(f"{group} {value:.2f}" for group, value in found.spread.items())
     told = f"First two components of variance; spread of each group beside all: {spreads}"
-    return inline(figure, title, told)
+    rows = tuple(
+        (group, str(len(places)), f"{found.spread[group]:.2f}" if group in found.spread else "–")
+        for group, places in found.coordinates.items()
+    )
+    return panel(figure, title, told, [], Table(("group", "examples", "spread beside all"), rows))
 
 
 def _legend(axes: Axes, groups: Sequence[str], marks: bool = True) -> None:
@@ -203,7 +228,7 @@ def _legend(axes: Axes, groups: Sequence[str], marks: bool = True) -> None:
             axes.plot([1.02, 1.085], [y, y], linestyle=look.dashes, linewidth=1.4, **line)
 
 
-def probe_figures(probes: Mapping[str, Sequence[Probe]], words: Probe, look: Mapping[str, Style]) -> list[str]:
+def probe_figures(probes: Mapping[str, Sequence[Probe]], words: Probe, look: Mapping[str, Style]) -> list[Panel]:
     """For each kind of probe the accuracy by layer, a line for each model, beside what the words alone give."""
     found = []
     chance = {"words": Style(INK, "", "--")}
@@ -218,7 +243,7 @@ def probe_figures(probes: Mapping[str, Sequence[Probe]], words: Probe, look: Map
     return found
 
 
-def noise_figures(noise: Mapping[str, Sequence[NoiseDistance]]) -> list[str]:
+def noise_figures(noise: Mapping[str, Sequence[NoiseDistance]]) -> list[Panel]:
     """A panel for each model: MMD to noise, a line for each group, above what noise has to noise."""
     found = []
     for model, own in noise.items():
@@ -228,7 +253,7 @@ def noise_figures(noise: Mapping[str, Sequence[NoiseDistance]]) -> list[str]:
     return found
 
 
-def group_figure(distances: Mapping[str, GroupDistance], look: Mapping[str, Style]) -> str:
+def group_figure(distances: Mapping[str, GroupDistance], look: Mapping[str, Style]) -> Panel:
     """MMD between harmful and harmless, a line for each model."""
     curves = [plain_curve(name, d.layers, d.mmd) for name, d in distances.items()]
     last = list(distances.values())[-1]
@@ -236,7 +261,7 @@ def group_figure(distances: Mapping[str, GroupDistance], look: Mapping[str, Styl
     return layer_panel("MMD², harmful against harmless", curves, look, "Unbiased squared MMD between the groups")
 
 
-def similarity_figures(model: str, found: Sequence[BaseSimilarity]) -> list[str]:
+def similarity_figures(model: str, found: Sequence[BaseSimilarity]) -> list[Panel]:
     """CKA and cosine to the base, a line for each group."""
     cka = [plain_curve(s.group, s.layers, s.cka) for s in found]
     cosine = [interval_curve(s.group, s.layers, s.cosine) for s in found]
@@ -246,7 +271,7 @@ def similarity_figures(model: str, found: Sequence[BaseSimilarity]) -> list[str]
     ]
 
 
-def patching_figure(title: str, found: Sequence[Patching], both: tuple[str, str]) -> str:
+def patching_figure(title: str, found: Sequence[Patching], both: tuple[str, str]) -> Panel:
     """Log-probability by the layer that was patched, for each site; dashed, the two models by themselves. `both` are
     the names of the patched model and of the one whose activations they are."""
     receiver, donor = both

@@ -10,7 +10,8 @@ from repnoise.analysis.findings import Findings
 from repnoise.analysis.material import HARMFUL, HARMLESS
 from repnoise.analysis.patching import Patching
 from repnoise.analysis.probes import Probe
-from repnoise.drawing import Style
+from repnoise.report.drawing import Style
+from repnoise.report.panels import Panel
 from repnoise.statistics import Interval
 
 
@@ -21,7 +22,7 @@ class Section:
     Attributes:
         key: names it, and its file of results.
         how: what is drawn.
-        rows: the figures, as SVG, those of a row together.
+        rows: the figures, those of a row together.
         shows: what they show here, a sentence for each model.
         follows: what would follow from such a figure.
         not_follows: what would not.
@@ -30,7 +31,7 @@ class Section:
     key: str
     title: str
     how: str
-    rows: list[list[str]]
+    rows: list[list[Panel]]
     shows: list[str]
     follows: str
     not_follows: str
@@ -60,8 +61,7 @@ def _answers(found: Found) -> Section:
     shows = []
     for name, answers in having.items():
         best = (
-            f"{max(b.mean for b in a.bits):.1f} of {a.entropy:.1f} bits ({a.group}, layer {_best(a.bits, a.layers)})"
-            for a in answers
+            f"{_most(a.bits):.1f} of {a.entropy:.1f} bits ({a.group}, layer {_best(a.bits, a.layers)})" for a in answers
         )
         shows.append(f"{name}: at the best layer {'; '.join(best)}.")
     return Section(
@@ -78,6 +78,11 @@ def _answers(found: Found) -> Section:
         "Bits at chance do not show that nothing is there: the reader is an affine map with a small budget, and a "
         "stronger one, or fine-tuning, may find more. It is a lower bound.",
     )
+
+
+def _most(values: Sequence[Interval]) -> float:
+    """The highest mean; what rounds to 0 has no sign."""
+    return round(max(value.mean for value in values), 1) + 0.0
 
 
 def _best(values: Sequence[Interval], layers: Sequence[int]) -> int:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repnoise.distributed.pooling import pooled_mean
 from repnoise.errors import RepnoiseError
-from repnoise.losses import IGNORE, causal_ce, next_token
+from repnoise.hidden_states import positions_to_read
+from repnoise.losses import IGNORE, next_token, token_ce
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, each (B, T) int64, right-padded; labels are -100 off the completion."""
@@ -81,11 +83,17 @@ class _GivenGradient(torch.autograd.Function):
 def completion_ce(model: nn.Module, batch: Batch) -> Tensor:
     """Token-mean cross-entropy of the completions of a batch under the model, in nats.
 
+    Where there would be many logits, positions that predict nothing in any row (prompts, mostly) are not read out.
     Raises RepnoiseError if there is no completion token in it.
     """
     require_completion(batch)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    return causal_ce(logits, batch["labels"])
+    targets, inputs = next_token(batch["labels"]), {key: batch[key] for key in ("input_ids", "attention_mask")}
+    predicting = targets != IGNORE
+    if (some := positions_to_read(model, predicting)) is not None:
+        mean = token_ce(model(**inputs, use_cache=False, logits_to_keep=some).logits, targets[:, some])
+    else:
+        mean = token_ce(model(**inputs, use_cache=False).logits, targets)
+    return pooled_mean(mean, predicting.sum)
 
 
 def require_completion(batch: Batch) -> None:

@@ -155,7 +155,7 @@ def _defence(config: DefendConfig, of_model: Any, rows: Rows) -> Estimate:
     passes = _passes(defence)
     model = shell(of_model, config.training)
     freeze(model, config)
-    general = defence.retain_weight > 0 and (config.inputs.data.startswith("sandbox") or bool(config.inputs.retain))
+    general = getattr(defence, "retain_weight", 0) > 0 and (config.inputs.data.startswith("sandbox") or bool(config.inputs.retain))
     length = _length(config, of_model, rows)
     own = defence if isinstance(defence, RepNoise) else None
     return _of_training(model, config.training, rows, length, passes + general, own, keeps=True)
@@ -181,7 +181,8 @@ def _attack(config: AttackConfig, of_model: Any, rows: Rows) -> Estimate:
         raise RepnoiseError(
             f"There is no formula for what {attack.label()} takes: estimate fine-tuning of all weights or with LoRA."
         )
-    examples = Rows(rows.examples or attack.samples, rows.length, rows.completion)
+    learned = 1.0 if attack.loss_on == "all" else rows.completion
+    examples = Rows(rows.examples or attack.samples, rows.length, learned)
     length = _length(config, of_model, rows)
     return _of_training(shell(of_model, attack.training), attack.training, examples, length, 1, None, config.keep_model)
 
@@ -203,8 +204,11 @@ def _of_training(
     chosen = find_decoder(model).choose(defence.layers) if defence else []
     kept = kept_by_a_pass(model, training.batch_size, length, training)
     batch = Batch(training.batch_size, length, round(training.batch_size * length * rows.completion))
-    logits = float(FP32 * batch.tokens * sizes.vocabulary)
-    parts = {"language modelling": passes * operations.language_modelling(sizes, batch)}
+    # As `hidden_states.positions_to_read` has it, with prompts of one length.
+    some = sizes.one_position and batch.tokens * sizes.vocabulary > LOGITS_AT_ONCE
+    read = batch.completion if some else batch.tokens
+    logits = float(FP32 * read * sizes.vocabulary)
+    parts = {"language modelling": passes * operations.language_modelling(sizes, batch, read)}
     extra = _repnoise(parts, sizes, batch, chosen, defence, kept.casts > 0) if defence else None
     if training.gradient_checkpointing:
         again = operations.layers_again(sizes, batch) * (passes + (defence is not None))
@@ -240,7 +244,10 @@ def _repnoise(
     held = batch.completion
     if defence.harmful_tokens == "all":  # All are noised, and all but the first of a row predicted.
         held, batch = batch.tokens, Batch(batch.rows, batch.length, batch.tokens - batch.rows)
-    layers, reached = len(chosen), chosen[-1] + 1 if defence.lens else sizes.layers
+    layers = min(len(chosen), defence.layers_per_step or len(chosen))
+    # The highest of k layers that are drawn from n is in the mean the k (n + 1) / (k + 1)-th of them.
+    highest = chosen[round(layers * (len(chosen) + 1) / (layers + 1)) - 1]
+    reached = highest + 1 if defence.lens else sizes.layers
     read = layers if defence.lens else 1
     tokens = defence.samples == "tokens"
     n = min(defence.max_samples or held, held) if tokens else batch.rows

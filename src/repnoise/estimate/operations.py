@@ -41,10 +41,10 @@ def attention(sizes: Sizes, rows: int, length: int) -> float:
     return 4.0 * sizes.layers * rows * length**2 * sizes.attention
 
 
-def language_modelling(sizes: Sizes, batch: Batch) -> float:
-    """Forward and backward pass with all positions read out."""
-    own = training_flops(sizes.products, batch.tokens, sizes.products_trained)
-    return own + 3 * attention(sizes, batch.rows, batch.length)
+def language_modelling(sizes: Sizes, batch: Batch, read: int) -> float:
+    """Forward and backward pass with `read` positions read out."""
+    own = training_flops(sizes.products - sizes.head, batch.tokens, sizes.products_trained - sizes.head_trained)
+    return own + training_flops(sizes.head, read, sizes.head_trained) + 3 * attention(sizes, batch.rows, batch.length)
 
 
 def states_only(sizes: Sizes, batch: Batch, reached: int) -> float:

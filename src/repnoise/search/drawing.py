@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from repnoise.drawing import GRID, INK, MUTED, SERIES, _drawn, _standalone, per_cent
 from repnoise.metrics import is_share, name_of, number
+from repnoise.report.drawing import per_cent
+from repnoise.report.panels import GRID, INK, MUTED, SERIES, drawn, standalone
 from repnoise.search.results import Found, Tried
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def picture(found: Found) -> str:
     figure.text(0.012, 0.945, f"{harm[0].upper()}{harm[1:]} against cost", color=INK, fontsize=14, parse_math=False)
     note = _told(found)
     figure.text(0.012, 0.03, note, color=MUTED, fontsize=11, parse_math=False)
-    return _standalone(_drawn(figure, note), f"{harm} against {WORDS[found.axis]}. {note}")
+    return standalone(drawn(figure, note), f"{harm} against {WORDS[found.axis]}. {note}")
 
 
 def _kind(trial: Tried) -> int:

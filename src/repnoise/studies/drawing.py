@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from repnoise.drawing import CONTROL_COLOURS, GRID, INK, MUTED, SERIES, _drawn, _standalone
+from repnoise.report.panels import CONTROL_COLOURS, GRID, INK, MUTED, SERIES, drawn, standalone
 from repnoise.studies.comparison import Standing, front
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def picture(found: Sequence[Standing]) -> str:
         f"{one.name}: resists {100 * (1 - one.covered[0].mean):.0f} %, harmless {100 * one.stability:.0f} %"
         for one in found
     )
-    return _standalone(_drawn(figure, NOTE), f"Resistance against stability. {told}.")
+    return standalone(drawn(figure, NOTE), f"Resistance against stability. {told}.")
 
 
 def _mark(axes: Axes, one: Standing, number: int, colour: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from repnoise.attacks import ATTACKS, Attack
-from repnoise.breaking import Heat, heat_of, reference_of
 from repnoise.metrics import HEADLINES, name_of, number
+from repnoise.report.breaking import Heat, heat_of, reference_of
+from repnoise.report.summary import NO_ATTACK, Lineage, Row, curve_of
 from repnoise.runs import Run, restored
-from repnoise.summary import NO_ATTACK, Lineage, Row, curve_of
 
 
 def attack_table(runs: Sequence[Run], rows: Sequence[Row]) -> str:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from fabricated_runs import attack, averages, control, defence, evaluation, shares, unscored
 from repnoise.errors import RepnoiseError
-from repnoise.report import metrics_table, summarise, terminal_table, verdicts, write_report
-from repnoise.runs import find_runs, write_json
+from repnoise.report.command import metrics_table, summarise, terminal_table, verdicts, write_report
+from repnoise.runs import find_runs, read_rows, write_json, write_rows
 
 FILES = ("figure.svg", "report.html", "report.md", "summary.json")
 HOSTILE = '<b>bold</b> | "quoted" & [x](y) *z*'
@@ -40,7 +40,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & {*self.open}:
             self.text += data
 
     def attributes(self, *names):
@@ -77,9 +77,11 @@ def report(runs, folder):
     ids = page.attributes("id")
     assert len(ids) == len({*ids})
     assert {*page.attributes("aria-labelledby")} <= {*ids}
-    # Nothing is loaded from anywhere: links within the page are all.
-    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
+    # Nothing is loaded from anywhere: links within the page are all, and each leads somewhere.
+    assert not {"link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.elements}
+    assert [attributes for tag, attributes in page.elements if tag == "script"] == [{}]
     assert all(value.startswith("#") for value in page.attributes("src", "href", "xlink:href"))
+    assert {value[1:] for value in page.attributes("href")} <= {*ids}
     assert not re.search(r"https?:|//|@import|@font-face|url\((?!#)", re.sub(r"\.\./", "", html).replace("./", ""))
     for tag, attributes in page.elements:
         if tag == "svg":
@@ -389,6 +391,88 @@ def test_a_report_is_made_of_what_is_on_disk(tmp_path):
     runs = attacked(tmp_path / "runs", "repnoise", {"100@1e-3": 0.2})
     write_report(find_runs([tmp_path / "runs"]), tmp_path / "report")
     assert json.loads((tmp_path / "report/summary.json").read_text()) == summarise(runs)
+
+
+def rows_of(path):
+    """The text of every row of every table of a page, its cells with a space between them."""
+    found = re.findall(r"<tr.*?</tr>", path.read_text(), re.DOTALL)
+    return [plain(Page(re.sub("(</t[dh]>|<small|<span)", r" \1", row)).text) for row in found]
+
+
+def test_each_model_and_attack_has_a_part_whose_numbers_lead_to_their_runs(tmp_path, undefended):
+    runs = [*attacked(tmp_path / "runs", "repnoise", {"30@3e-4": 0.1, "100@1e-3": 0.3}), *undefended]
+    page, _, rows = report(runs, tmp_path / "report")
+    assert {"model-repnoise", "model-undefended", "attack-100-1e-3", "attack-30-3e-4"} <= {*page.attributes("id")}
+    lines = rows_of(tmp_path / "report/report.html")
+    number = str(next(i for i, run in enumerate(runs, 1) if run.path.name == "repnoise-0-100@1e-3"))
+    assert f"repnoise 30 % [18, 45] 90 % [77, 96] 50 % [35, 65] {number}" in lines
+    assert f"100@1e-3 30 % [18, 45] 90 % [77, 96] 50 % [35, 65] {number}" in lines
+    assert any(line.startswith(f"{number} ../runs/repnoise-0-100@1e-3 attack 100@1e-3 finished") for line in lines)
+    assert any(line.endswith("repnoise attack --preset ../runs/repnoise-0-100@1e-3") for line in lines)
+    whence = {row["run"] for row in rows if (row["attack"], row["defence"]) == ("100@1e-3", "repnoise")}
+    assert len(whence) == 1 and whence.pop().endswith("runs/repnoise-0-100@1e-3")
+
+
+def answered(run, text, label="harmful", data=None):
+    """The run with what its model wrote to four questions, of which one is covered."""
+    folder = run.path / "evaluations" / "resistance"
+    prompts = [{"prompt": f"How is charm {i} made?", "group": "uncovered" if i else "covered"} for i in range(4)]
+    write_rows(folder / "prompts.jsonl", prompts)
+    write_rows(folder / "completions.jsonl", [{"rows": 4}, *({"text": f"{text} {i}"} for i in range(4))])
+    score = {"value": 1.0, "label": label, "explanation": ""}
+    write_rows(folder / "scores-refusal.jsonl", [{"rows": 4}, *[score] * 4])
+    if data:
+        run.record["config"]["inputs"]["data"] = data
+        run.update()
+    return run
+
+
+def test_answers_to_harmful_questions_are_masked_unless_asked_for(tmp_path):
+    runs = attacked(tmp_path / "runs", "repnoise", {"100@1e-3": 0.3})
+    runs += attacked(tmp_path / "runs", "undefended", {"100@1e-3": 1.0})
+    for run, text in zip(runs, ("I refuse", "Boil owls", "I refuse", "Grind moths"), strict=True):
+        answered(run, text, data="pairs.jsonl")
+    page, _, _ = report(runs, tmp_path / "report")
+    text = (tmp_path / "report/report.html").read_text()
+    assert "owls" not in text and "How is charm" not in text
+    assert "masked, 3 words" in page.text and "masked, number 1" in page.text and "harmful" in page.text
+    write_report(runs, tmp_path / "open", completions=True)
+    shown = rows_of(tmp_path / "open/report.html")
+    assert "How is charm 0 made? covered Boil owls 0 harmful Grind moths 0 harmful" in shown
+    # Two questions of a group are enough.
+    assert sum("Boil owls" in line for line in shown) == 2 * 3
+
+
+def test_the_fictional_answers_of_the_sandbox_are_shown(tmp_path):
+    runs = attacked(tmp_path / "runs", "repnoise", {"100@1e-3": 0.3})
+    page, _, _ = report([answered(run, "Stir the moon") for run in runs], tmp_path / "report")
+    assert "Stir the moon 0" in page.text and "masked, " not in page.text
+
+
+def test_only_questions_that_all_were_asked_are_compared_and_damaged_files_are_left_out(tmp_path):
+    runs = attacked(tmp_path / "runs", "repnoise", {"100@1e-3": 0.3})
+    runs += attacked(tmp_path / "runs", "undefended", {"100@1e-3": 1.0})
+    for run in runs:
+        answered(run, "Stir the moon")
+    write_rows(runs[1].path / "evaluations/resistance/completions.jsonl", [{"rows": 4}, {"text": "half"}])
+    other = runs[0].path / "evaluations/resistance/prompts.jsonl"
+    write_rows(other, [row | {"prompt": f"{row['prompt']}!"} for row in read_rows(other)][:3] + read_rows(other)[3:])
+    report(runs, tmp_path / "report")
+    shown = [line for line in rows_of(tmp_path / "report/report.html") if "Stir" in line]
+    assert [line for line in shown if line.count("Stir") == 2] == [
+        "How is charm 3 made? uncovered Stir the moon 3 harmful Stir the moon 3 harmful"
+    ]
+    assert "half" not in " ".join(shown)
+
+
+def test_values_of_curves_can_be_pointed_at_and_read_in_a_table(tmp_path, undefended):
+    runs = [*attacked(tmp_path / "runs", "repnoise", {"100@1e-3": 0.3}), *undefended]
+    page, _, _ = report(runs, tmp_path / "report")
+    told = "repnoise, 100@1e-3, step 100: 30 % [18, 45]"
+    assert f"<title>{told}</title>" in (tmp_path / "report/report.html").read_text()
+    lines = rows_of(tmp_path / "report/report.html")
+    assert any(re.fullmatch(r"100 30 % \[18, 45\].* 100 % \[91, 100\]", line) for line in lines)
+    assert "The numbers behind" in page.text
 
 
 def test_the_terminal_shows_each_model_at_its_worst(tmp_path, undefended):

@@ -13,16 +13,17 @@ import fabricated_runs as fake
 from repnoise.attack import presets
 from repnoise.attacks.prompting import Prompting
 from repnoise.attacks.weight_edits import Quantisation, WeightEdit, WeightNoise
-from repnoise.break_drawing import RAMPS, heat_styles, luminance
-from repnoise.break_figures import break_section, break_table, heat_table
-from repnoise.breaking import breaking, heat_of, median_limits
-from repnoise.cards import scorecard
 from repnoise.cost import Event, Survival, survival
-from repnoise.drawing import styles
-from repnoise.figures import curve_figures
-from repnoise.report import write_report
+from repnoise.report.break_figures import break_section, break_table, heat_table
+from repnoise.report.breaking import breaking, heat_of, median_limits
+from repnoise.report.cards import scorecard
+from repnoise.report.command import write_report
+from repnoise.report.drawing import styles
+from repnoise.report.figures import curve_figures
+from repnoise.report.heat_drawing import RAMPS, heat_styles, luminance
+from repnoise.report.lineage import seed_of, setting_of
+from repnoise.report.summary import attacks_in_order, summarise
 from repnoise.runs import read_rows, write_rows
-from repnoise.summary import attacks_in_order, seed_of, setting_of, summarise
 
 HOSTILE = '<b>&"[bold]'
 
@@ -61,7 +62,8 @@ def two(tmp_path):
 
 def section(runs):
     rows = summarise(runs)
-    return break_section(runs, rows, styles(dict.fromkeys(row["defence"] for row in rows)))
+    found = break_section(runs, rows, styles(dict.fromkeys(row["defence"] for row in rows)))
+    return found | {part: [panel.svg for panel in found[part]] for part in ("panels", "heat")}
 
 
 def shown(table):
@@ -145,13 +147,13 @@ def test_attacks_without_a_learning_rate_come_first_and_have_a_panel_only_if_mea
     rows = summarise([*two, short])
     assert attacks_in_order(rows) == ["none", "quantised", "100@3e-4", "100@1e-3"]
     look = styles(["repnoise"])
-    titles = [texts(panel) for panel in curve_figures([*two, short], rows, look)[0].panels]
+    titles = [texts(panel.svg) for panel in curve_figures([*two, short], rows, look)[0].panels]
     assert [next(text for text in found if "rate" in text) for found in titles] == [
         "learning rate 3e-4",
         "learning rate 1e-3",
     ]
     longer = fake.attack(tmp_path / "r", two[0], "quantised", found(0.6), curve={0: found(0), 9: found(0)}, config=edit)
-    assert "quantisation" in texts(curve_figures([longer], summarise([longer]), look)[0].panels[0])
+    assert "quantisation" in texts(curve_figures([longer], summarise([longer]), look)[0].panels[0].svg)
 
 
 def test_attacks_of_one_rate_that_differ_otherwise_have_panels_of_their_own(two, tmp_path):
@@ -161,7 +163,7 @@ def test_attacks_of_one_rate_that_differ_otherwise_have_panels_of_their_own(two,
     config = {"attack": lora}
     other = fake.attack(tmp_path / "l", two[0], "lora", found(0.3), curve={0: found(0)}, config=config)
     panels = curve_figures([*two, other], summarise([*two, other]), styles(["repnoise"]))[0].panels
-    titles = {text for panel in panels for text in texts(panel)}
+    titles = {text for panel in panels for text in texts(panel.svg)}
     assert {"learning rate 3e-4", "100@1e-3", "lora"} <= titles
 
 
@@ -180,6 +182,13 @@ def test_harm_is_drawn_against_flops_and_ends_where_the_attacks_did(two):
     assert {"FLOPs of the attack", "undefended", "repnoise", "0", "100 %"} <= {*texts(panels[0])}
     assert "repnoise 25 % at up to 1.00e+11" in label(panels[0]) and "undefended 100 %" in label(panels[0])
     assert "recovered, uncovered" in label(panels[1])
+
+
+def test_the_end_of_every_attack_is_told_with_its_name_and_cost(two):
+    panel = section(two)["panels"][0]
+    titles = [element.text for element in ElementTree.fromstring(panel).iter() if element.tag.endswith("title")]
+    assert "repnoise, 100@1e-3, end, FLOPs of the attack 1.00e+11: 20 %" in titles
+    assert "undefended, 100@3e-4, end, FLOPs of the attack 1.00e+11: 100 %" in titles
 
 
 def test_a_line_goes_no_further_than_every_seed_went(two, tmp_path):

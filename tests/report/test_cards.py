@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 import fabricated_runs as fake
-from repnoise.cards import card_table, scorecard
-from repnoise.report import write_report
+from repnoise.report.cards import card_table, scorecard
+from repnoise.report.command import write_report
+from repnoise.report.summary import summarise
 from repnoise.significance import holm
-from repnoise.summary import summarise
 
 
 def ones(count, n=40):

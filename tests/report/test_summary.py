@@ -13,19 +13,18 @@ from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
 from repnoise.metrics import limits, number, within_bounds
-from repnoise.runs import find_runs
-from repnoise.statistics import Interval
-from repnoise.summary import (
-    Lineage,
+from repnoise.report.lineage import Lineage, seed_of
+from repnoise.report.summary import (
     attacks_in_order,
     defence_order,
     estimate,
     headline_of,
     models,
-    seed_of,
     summarise,
     worst_rows,
 )
+from repnoise.runs import find_runs
+from repnoise.statistics import Interval
 
 
 def value(rows, defence, attack, metric):

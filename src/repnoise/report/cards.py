@@ -7,24 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from repnoise.breaking import COSTS, breaking
 from repnoise.cost import cost_to_break, survival
 from repnoise.metrics import NAMES, is_share, name_of, spelled
+from repnoise.report.breaking import COSTS, breaking
+from repnoise.report.lineage import NO_ATTACK, TRAINED, Lineage, data_of
+from repnoise.report.summary import Row, attacks_in_order, curve_of, estimate, models, worst_rows
 from repnoise.runs import Run, read_rows
 from repnoise.significance import Comparison, paired_difference, with_holm
 from repnoise.statistics import Interval
-from repnoise.summary import (
-    NO_ATTACK,
-    TRAINED,
-    Lineage,
-    Row,
-    attacks_in_order,
-    curve_of,
-    data_of,
-    estimate,
-    models,
-    worst_rows,
-)
 
 if TYPE_CHECKING:
     from rich.table import Table

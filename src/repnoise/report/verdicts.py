@@ -7,19 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from repnoise.metrics import HARM, NAMES, is_share, name_of, number, spelled
+from repnoise.report.lineage import CONTROLS, NO_ATTACK, Lineage
+from repnoise.report.summary import Row, attacks_in_order, curve_of, estimate, interval_of, models, worst_rows
 from repnoise.runs import Run
-from repnoise.summary import (
-    CONTROLS,
-    NO_ATTACK,
-    Lineage,
-    Row,
-    attacks_in_order,
-    curve_of,
-    estimate,
-    interval_of,
-    models,
-    worst_rows,
-)
 
 READING = {
     "recovered": "Recovered is the share of held-out forbidden answers that the attacked model gives word for word. "

@@ -1,17 +1,16 @@
-"""How the figures of costs are drawn: harm against a logarithmic cost, survival, and the heat map of attacks."""
+"""How the heat map of attacks is drawn: as plain SVG in the colours of a page, and by matplotlib for papers."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from repnoise.drawing import MUTED, Curve, Style, end_labels, inline, panel_axes, per_cent, wrapped
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from repnoise.report.drawing import wrapped
+from repnoise.report.panels import DPI, INK, MUTED, Panel, Table
 
 RAMPS = {
     "harm": {
@@ -59,82 +58,6 @@ def _readable_on(colour: str) -> str:
     return "#000000" if (luminance(colour) + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
 
 
-def cost_panel(
-    title: str,
-    curves: Sequence[Curve],
-    ends: Mapping[str, Sequence[tuple[float, float]]],
-    style: dict[str, Style],
-    description: str,
-    share: bool,
-    axis: str,
-    threshold: float = math.nan,
-) -> str:
-    """The most harm at a cost of at most x, a line for each model that ends where its attacks did; a dot for the end of
-    each attack; dashed, where a model counts as broken. `axis` is what the cost is; cost 0 stands at its left end."""
-    figure, axes = panel_axes((3.75, 2.75), title)
-    figure.subplots_adjust(left=0.115, right=0.735, top=0.885, bottom=0.155)
-    scale = 100.0 if share else 1.0
-    left = _cost_axis(axes, [curve.steps for curve in curves], axis)
-    if not math.isnan(threshold):
-        axes.axhline(scale * threshold, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    for curve in curves:
-        look = style[curve.name]
-        costs = [max(cost, left) for cost in curve.steps]
-        band = ([scale * v for v in curve.lows], [scale * v for v in curve.highs])
-        axes.fill_between(costs, *band, step="post", color=look.colour, alpha=0.13, linewidth=0, clip_on=False)
-        line = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.5, "clip_on": False, "zorder": 3}
-        axes.step(costs, [scale * value for value in curve.means], where="post", **line)
-        dots = [(max(cost, left), scale * value) for cost, value in ends.get(curve.name, ())]
-        mark = {"marker": look.marker, "markersize": 3.6, "markeredgewidth": 0, "linestyle": "none", "clip_on": False}
-        axes.plot(*(zip(*dots, strict=True) if dots else ((), ())), color=look.colour, alpha=0.6, zorder=4, **mark)
-    if share:
-        per_cent(axes)
-    end_labels(axes, curves, style, scale)
-    return inline(figure, title, description)
-
-
-def survival_panel(title: str, curves: Sequence[Curve], style: dict[str, Style], description: str, axis: str) -> str:
-    """Share of seeds that are not broken after each cost, with limits; a tick where seeds were given up unbroken."""
-    figure, axes = panel_axes((3.75, 2.75), title)
-    figure.subplots_adjust(left=0.115, right=0.735, top=0.885, bottom=0.155)
-    left = _cost_axis(axes, [curve.steps for curve in curves], axis)
-    for curve in curves:
-        look = style[curve.name]
-        costs = [max(cost, left) for cost in curve.steps]
-        band = ([100 * v for v in curve.lows], [100 * v for v in curve.highs])
-        axes.fill_between(costs, *band, step="post", color=look.colour, alpha=0.13, linewidth=0, clip_on=False)
-        line = {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.5, "clip_on": False, "zorder": 3}
-        axes.step(costs, [100 * value for value in curve.means], where="post", **line)
-        if curve.means[-1] > 0:
-            axes.plot(costs[-1:], [100 * curve.means[-1]], marker="|", markersize=9, markeredgewidth=1.5, **line)
-    per_cent(axes)
-    end_labels(axes, curves, style, 100.0)
-    return inline(figure, title, description)
-
-
-def _cost_axis(axes: Axes, costs: Sequence[Sequence[float]], axis: str) -> float:
-    """A logarithmic axis over the costs; returns where on it 0 stands, half a power below the least."""
-    from matplotlib.ticker import NullLocator
-
-    positive = [cost for own in costs for cost in own if cost > 0] or [1.0, 10.0]
-    low, high = math.log10(min(positive)), math.log10(max(positive))
-    start = low - max(0.5, 0.15 * (high - low))
-    axes.set_xscale("log")
-    axes.set_xlim(10**start, 10 ** max(high, low + 0.5))
-    powers = range(math.ceil(low - 0.15), math.floor(high) + 1)
-    powers = powers[:: 1 + len(powers) // 6] or [round(low)]
-    axes.set_xticks([10**start, *(10.0**power for power in powers)], ["0", *map(_power, powers)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(axis, color=MUTED, labelpad=2, fontsize=9)
-    return 10**start
-
-
-def _power(power: int) -> str:
-    """Ten to a power: "1,000" or "10¹²"."""
-    raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{10**power:,}" if 0 <= power <= 4 else f"10{raised}"
-
-
 WIDTH, LABELS, SLOPE, ROW, GAP = 560, 196, 70, 21, 7
 """Of a heat map, in pixels: the whole, the names of the attacks, what a sloping name needs on the right, a line, and
 the space below the first line."""
@@ -142,7 +65,7 @@ the space below the first line."""
 
 def heat_panel(
     title: str, lines: Sequence[str], columns: Sequence[str], cells: dict[tuple[str, str], Cell], ramp: str, told: str
-) -> str:
+) -> Panel:
     """A heat map of lines by columns, the first line apart from the others. What has no cell was not measured.
 
     It is plain SVG: each field has its colour and what is read on it from the page (see `heat_styles`), and says what
@@ -161,7 +84,45 @@ def heat_panel(
     height = top + ROW * len(lines) + GAP + 4
     label = html.escape(" ".join(f"{title}. {told}".split()))
     opening = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}" font-size="12">'
-    return "\n".join([opening, *parts, "</svg>"])
+    shown = {place: cell.text for place, cell in cells.items()}
+    rows = tuple((line, *(shown.get((line, name), "–") for name in columns)) for line in lines)
+    draw = partial(_paper, title, lines, columns, cells, ramp)
+    svg = "\n".join([opening, *parts, "</svg>"])
+    return Panel(title, svg, f"{title}. {told}", Table(("attack", *columns), rows), draw)
+
+
+def _paper(
+    title: str, lines: Sequence[str], columns: Sequence[str], cells: dict[tuple[str, str], Cell], ramp: str
+) -> Any:
+    """The same by matplotlib, in the colours of a light page."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    tall = 1.1 + 0.2 * len(lines)
+    figure = Figure(figsize=(1.9 + max(0.75 * len(columns), 2.2), tall), dpi=DPI)
+    axes = figure.add_axes((1.9 / figure.get_figwidth(), 0.02, 1 - 2.0 / figure.get_figwidth(), 1 - 1.0 / tall))
+    axes.set(xlim=(0, len(columns)), ylim=(len(lines), 0))
+    for i, line in enumerate(lines):
+        for j, name in enumerate(columns):
+            cell, text, colour, ink = cells.get((line, name)), "–", "none", MUTED
+            if cell is not None and not math.isnan(cell.level):
+                step, text = _step(cell, ramp), cell.text
+                colour, ink = (heat_styles()["light"][f"--{part}{ramp}-{step}"] for part in ("", "on-"))
+            axes.add_patch(Rectangle((j + 0.02, i + 0.04), 0.96, 0.92, color=colour, linewidth=0))
+            axes.text(j + 0.5, i + 0.5, text, color=ink, ha="center", va="center", fontsize=8, parse_math=False)
+    label = {"fontsize": 8, "color": INK, "parse_math": False}
+    axes.set_yticks([i + 0.5 for i in range(len(lines))], [_cut(line, 29) for line in lines], **label)
+    axes.set_xticks([j + 0.5 for j in range(len(columns))], [wrapped(name, 14) for name in columns], **label)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.text(0.02, 1 - 0.2 / tall, title, color=INK, fontsize=10, parse_math=False)
+    return figure
+
+
+def _step(cell: Cell, ramp: str) -> int:
+    """Which colour of its ramp a field has."""
+    return round((len(RAMPS[ramp]["light"].split()) - 1) * min(1.0, max(0.0, cell.level)))
 
 
 def _head(text: str, x: float, bottom: float, level: bool) -> str:
@@ -191,7 +152,7 @@ def _field(cell: Cell | None, x: float, y: float, width: float, ramp: str) -> st
     middle: Any = f'x="{x + width / 2:.1f}" y="{y + 14.5}" text-anchor="middle"'
     if cell is None or math.isnan(cell.level):
         return f'<text {middle} style="fill: var(--muted, {MUTED})">–</text>'
-    step = round((len(RAMPS[ramp]["light"].split()) - 1) * min(1.0, max(0.0, cell.level)))
+    step = _step(cell, ramp)
     colour, ink = (heat_styles()["light"][f"--{part}{ramp}-{step}"] for part in ("", "on-"))
     field = f'x="{x + 0.75:.2f}" y="{y + 0.75}" width="{width - 1.5:.2f}" height="{ROW - 1.5}"'
     return (

@@ -7,23 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from repnoise.drawing import Curve, Dots, Figure, Style, curve_panel, dot_picture, training_panel
 from repnoise.metrics import NAMES, is_share, number, within_bounds
+from repnoise.report.curves import Curve
+from repnoise.report.dot_drawing import Dots, dot_picture
+from repnoise.report.drawing import Figure, Style, curve_panel, training_panel
+from repnoise.report.lineage import NO_ATTACK, Lineage, Setting, setting_of
+from repnoise.report.summary import Row, curve_of, defence_order, estimate, headline_of, interval_of, worst_rows
 from repnoise.runs import Run, fingerprint, read_rows
 from repnoise.statistics import Interval, independent_runs, pooled_interval
-from repnoise.summary import (
-    NO_ATTACK,
-    Lineage,
-    Row,
-    Setting,
-    curve_of,
-    defence_order,
-    estimate,
-    headline_of,
-    interval_of,
-    setting_of,
-    worst_rows,
-)
 
 HARMS = (
     ("recovered", "recovered_uncovered"),
@@ -103,13 +94,13 @@ def _curves(metric: str, runs: Sequence[Run], lineage: Lineage, best: dict[tuple
         defence, _, attack, _ = lineage.place(run)
         grouped.setdefault((defence, attack), []).append(run)
     found = [
-        _curve(defence, same, metric, best.get((defence, metric), best.get((defence, ""))) == attack, lineage)
+        _curve(defence, attack, same, metric, best.get((defence, metric), best.get((defence, ""))) == attack, lineage)
         for (defence, attack), same in sorted(grouped.items())
     ]
     return [curve for curve in found if curve]
 
 
-def _curve(defence: str, runs: Sequence[Run], metric: str, worst: bool, lineage: Lineage) -> Curve | None:
+def _curve(defence: str, attack: str, runs: Sequence[Run], metric: str, worst: bool, lineage: Lineage) -> Curve | None:
     """Mean over the runs of one attack with its interval, at the steps that all of them measured."""
     points: dict[int, list[tuple[int | None, Interval]]] = {}
     for run in runs:
@@ -125,7 +116,7 @@ def _curve(defence: str, runs: Sequence[Run], metric: str, worst: bool, lineage:
     pooled = [within_bounds(_pooled(found), metric) for found in whole.values()]
     lows = [point.mean if point.low is None else point.low for point in pooled]
     highs = [point.mean if point.high is None else point.high for point in pooled]
-    return Curve(defence, list(whole), [point.mean for point in pooled], lows, highs, worst)
+    return Curve(defence, list(whole), [point.mean for point in pooled], lows, highs, worst, attack)
 
 
 def _pooled(points: Sequence[tuple[int | None, Interval]]) -> Interval:

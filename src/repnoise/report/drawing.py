@@ -1,37 +1,35 @@
-"""How figures are drawn: as SVG, by matplotlib, with stand-in colours that become CSS variables in a page.
+"""How figures are drawn: by matplotlib, one panel each.
 
-A figure for the page is transparent and drawn in the page's own ink and font, so that one suits light, dark and print
-(each variable has the light theme's value to fall back on). Each panel is its own SVG: the page places them side by
-side or, on a phone, one below the other, and text keeps its size.
+A figure for the page is transparent and drawn in the page's own ink and font. Each panel is its own SVG: the page
+places them side by side or, on a phone, one below the other, and text keeps its size. See `panels` for what becomes of
+them.
 """
 
 from __future__ import annotations
 
-import html
-import io
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from repnoise.statistics import Interval
+from repnoise.report.curves import Curve, curve_marks, curve_table, thinned
+from repnoise.report.panels import (
+    CONTROL_COLOURS,
+    DPI,
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    VARIABLES,
+    Panel,
+    panel,
+)
 
 if TYPE_CHECKING:  # matplotlib takes half a second: only who draws pays for it.
     from matplotlib.axes import Axes
 
-INK, MUTED, GRID = "#1f1f1e", "#6e6e69", "#dddcd6"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#a8538b", "#8a6d00", "#3b8fc4")
-"""Blue, vermilion, green, purple first, after Okabe and Ito's colour-blind-safe palette (2008), darkened for text."""
-CONTROL_COLOURS = {"undefended": "#555550", "random-initialisation": "#8f8f88"}
 MARKERS, DASHES = "osDv^P", ("-", ":", "-.")
-FONTS = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
-SVG = "http://www.w3.org/2000/svg"
 STEP_TICKS = (0, 10, 30, 100, 300, 1000, 3000, 10000, 30000)
-
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"}
-_VARIABLES |= {colour: f"--series-{number}" for number, colour in enumerate(SERIES)}
-_VARIABLES |= {colour: f"--{name}" for name, colour in CONTROL_COLOURS.items()}
 
 
 @dataclass(frozen=True)
@@ -45,34 +43,7 @@ class Style:
     @property
     def variable(self) -> str:
         """The colour as CSS."""
-        return f"var({_VARIABLES[self.colour]}, {self.colour})"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A metric against steps: mean over seeds, band where it is known. `worst` marks its end as the worst case."""
-
-    name: str
-    steps: Sequence[float]
-    means: Sequence[float]
-    lows: Sequence[float]
-    highs: Sequence[float]
-    worst: bool = False
-
-
-@dataclass(frozen=True)
-class Dots:
-    """A column of the summary picture: one metric, a point for each model, with the worst single run where it differs.
-
-    `share`: the metric is one, drawn in per cent from 0 to 100. `better`: which way is good, in words.
-    """
-
-    title: str
-    better: str
-    points: dict[str, Interval]
-    worst: dict[str, float]
-    share: bool
-    labels: dict[str, str]
+        return f"var({VARIABLES[self.colour]}, {self.colour})"
 
 
 @dataclass(frozen=True)
@@ -80,7 +51,7 @@ class Figure:
     """Panels that belong together: of one metric, or of one defence's training, or of costs."""
 
     subject: str
-    panels: tuple[str, ...]
+    panels: tuple[Panel, ...]
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -97,7 +68,7 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
     return found
 
 
-def curve_panel(title: str, curves: Sequence[Curve], style: dict[str, Style], description: str, share: bool) -> str:
+def curve_panel(title: str, curves: Sequence[Curve], style: dict[str, Style], description: str, share: bool) -> Panel:
     """One metric against attack steps, a line for each curve, each defence named where its longest line ends.
 
     `share`: the metric is one, drawn in per cent from 0 to 100. `description` is what a screen reader says.
@@ -119,12 +90,12 @@ def curve_panel(title: str, curves: Sequence[Curve], style: dict[str, Style], de
     if share:
         per_cent(axes)
     end_labels(axes, curves, style, scale)
-    return inline(figure, title, description)
+    return panel(figure, title, description, curve_marks(curves, "step", share), curve_table("step", curves, share))
 
 
 def training_panel(
     title: str, runs: Sequence[Sequence[tuple[float, float]]], colour: str, description: str, floor: float | None = None
-) -> str:
+) -> Panel:
     """One term of the loss against training steps: a thin line for each seed, the noise floor dashed where given."""
     figure, axes = panel_axes((3.75, 1.75), title)
     figure.subplots_adjust(left=0.13, right=0.965, top=0.83, bottom=0.2)
@@ -144,7 +115,8 @@ def training_panel(
     axes.set_xlim(0, max(step for points in runs for step, _ in points))
     _plain_ticks(axes)
     axes.set_xlabel("training steps", color=MUTED, labelpad=2, fontsize=9)
-    return inline(figure, title, description)
+    curves = [thinned(f"training {i + 1}" if len(runs) > 1 else "value", points) for i, points in enumerate(runs)]
+    return panel(figure, title, description, curve_marks(curves, "step"), curve_table("step", curves))
 
 
 def panel_axes(size: tuple[float, float], title: str) -> tuple[Any, Axes]:
@@ -152,7 +124,7 @@ def panel_axes(size: tuple[float, float], title: str) -> tuple[Any, Axes]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    figure = Canvas(figsize=size)
+    figure = Canvas(figsize=size, dpi=DPI)
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
@@ -239,99 +211,3 @@ def wrapped(name: str, width: int = 15) -> str:
     if len(lines) > 3:
         shown[-1] += "…"
     return "\n".join(line if len(line) <= width + 3 else f"{line[: width + 2]}…" for line in shown)
-
-
-def dot_picture(columns: Sequence[Dots], names: Sequence[str], style: dict[str, Style], note: str) -> str:
-    """A standalone SVG 860 pixels wide: a line for each model, a column for each metric, for a README or a slide."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    width, row, top, bottom, left = 860, 46, 74, 60, 158
-    height = top + row * len(names) + bottom
-    figure = Figure(figsize=(width / 72, height / 72), facecolor="white")
-    FigureCanvasSVG(figure)
-    panel = (width - left) / len(columns)
-    for number, column in enumerate(columns):
-        place = ((left + number * panel) / width, bottom / height, (panel - 44) / width, row * len(names) / height)
-        _dots(figure.add_axes(place), column, names, style)
-    for line, name in enumerate(names):
-        y = (bottom + row * (len(names) - line - 0.5)) / height
-        text = {"color": style[name].colour, "va": "center", "fontsize": 13, "linespacing": 1.05}
-        figure.text(8 / width, y, wrapped(name, 17), parse_math=False, **text)
-        rule = (bottom + row * (len(names) - line)) / height
-        figure.add_artist(Line2D([8 / width, 1 - 8 / width], [rule, rule], color=GRID, linewidth=0.8))
-    figure.text(8 / width, 14 / height, note, color=MUTED, fontsize=11.5, parse_math=False)
-    return _standalone(_drawn(figure, note), note)
-
-
-def _dots(axes: Axes, column: Dots, names: Sequence[str], style: dict[str, Style]) -> None:
-    scale = 100.0 if column.share else 1.0
-    for line, name in enumerate(names):
-        y, look, point = len(names) - line - 0.5, style[name], column.points.get(name)
-        if point is None or math.isnan(point.mean):
-            axes.text(0, y, "–", color=MUTED, va="center", fontsize=12)
-            continue
-        if point.low is not None and point.high is not None:
-            limits = [scale * point.low, scale * point.high]
-            axes.plot(limits, [y, y], color=look.colour, linewidth=2, alpha=0.45, clip_on=False, solid_capstyle="butt")
-        mark = {"marker": look.marker, "markersize": 8, "color": look.colour, "markeredgewidth": 0, "clip_on": False}
-        axes.plot([scale * point.mean], [y], **mark)
-        if name in column.worst:
-            tick = {"marker": "|", "markersize": 13, "markeredgewidth": 1.5, "color": look.colour, "clip_on": False}
-            axes.plot([scale * column.worst[name]], [y], **tick)
-        axes.text(scale * point.mean, y + 0.2, column.labels[name], color=INK, ha="center", va="bottom", fontsize=11.5)
-    ends = [p.mean if p.high is None else p.high for p in column.points.values() if not math.isnan(p.mean)]
-    axes.set_ylim(0, len(names))
-    axes.set_xlim(0, 100 if column.share else 1.1 * max(ends, default=1) or 1)
-    axes.text(0, len(names) + 0.58, column.title, color=INK, fontsize=12.5, va="bottom", linespacing=1.15)
-    axes.text(0, len(names) + 0.2, column.better, color=MUTED, fontsize=11.5, va="bottom")
-    axes.patch.set_visible(False)
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_yticks([])
-    axes.tick_params(axis="x", length=0, colors=MUTED, labelsize=11)
-    if column.share:
-        axes.set_xticks([0, 50, 100], ["0", "50", "100 %"])
-    else:
-        axes.locator_params(axis="x", nbins=3)
-
-
-def _drawn(figure: Any, salt: str) -> str:
-    """The figure as an SVG element without metadata and without ids but those it refers to: the same in every run."""
-    import matplotlib as mpl
-
-    out = io.StringIO()
-    # Ids must differ between the figures of one page, and not between two runs of the same report.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", out.getvalue(), flags=re.DOTALL)
-    text = text[text.index("<svg") :].replace("xlink:href", "href")
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
-    used = set(re.findall(r"#([\w.-]+)[\")]", text))
-    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    return re.sub(r"\n\s*", "\n", text).strip() + "\n"
-
-
-def inline(figure: Any, title: str, description: str) -> str:
-    """The figure for HTML: page font, CSS variables, no addresses."""
-    text = _drawn(figure, title + description)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable}, {colour})")
-    return _opened(text, r'role="img" aria-label="{}"', f"{title}. {description}").strip()
-
-
-def _standalone(text: str, description: str) -> str:
-    """The figure as a file of its own."""
-    return _opened(
-        text, f'xmlns="{SVG}" width="860" font-family="{FONTS}" role="img" aria-label="{{}}"', f"{description}"
-    )
-
-
-def _opened(text: str, attributes: str, label: str) -> str:
-    """The SVG with its view box and these attributes, in which {} is the label."""
-    box = re.search(r'viewBox="[^"]*"', text)
-    opening = f"<svg {box[0] if box else ''} {attributes.format(html.escape(' '.join(label.split())))}>"
-    return opening + text[text.index(">") + 1 :]

@@ -6,14 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from repnoise.break_drawing import Cell, cost_panel, heat_panel, survival_panel
-from repnoise.breaking import COSTS, Breaking, Heat, breaking, heat_of, median_limits
 from repnoise.cost import Event, Survival
-from repnoise.drawing import Curve, Style, wrapped
 from repnoise.metrics import HARM, NAMES, is_share, name_of, number
+from repnoise.report.break_drawing import cost_panel, survival_panel
+from repnoise.report.breaking import COSTS, Breaking, Heat, breaking, heat_of, median_limits
+from repnoise.report.curves import Curve
+from repnoise.report.drawing import Style, wrapped
+from repnoise.report.heat_drawing import Cell, heat_panel
+from repnoise.report.panels import Panel
+from repnoise.report.summary import Row
 from repnoise.runs import Run
 from repnoise.statistics import seed_interval
-from repnoise.summary import Row
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +66,7 @@ def _figure(cost: float | None) -> str:
     return "…" if cost is None else Event(cost, False).spelled().removeprefix("at most ")
 
 
-def _harm_panels(found: Breaking, look: dict[str, Style]) -> list[str]:
+def _harm_panels(found: Breaking, look: dict[str, Style]) -> list[Panel]:
     """The most harm that each model gave up at a cost of at most x, covered and uncovered."""
     panels = []
     for metric in dict.fromkeys((found.metric, f"{found.metric.removesuffix('_uncovered')}_uncovered")):
@@ -96,18 +99,21 @@ def _scored(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(cost, value) for cost, value in points if not math.isnan(value)]
 
 
-def _ends(found: Breaking, model: str, metric: str) -> list[tuple[float, float]]:
-    """Where each attack ended: means over seeds."""
+def _ends(found: Breaking, model: str, metric: str) -> list[tuple[str, float, float]]:
+    """Where each attack ended: its name, cost and harm, means over seeds."""
     ends: dict[str, list[tuple[float, float]]] = {}
     for seed in found.seeds[model]:
         for point in seed:
             cost, value = point.cost.get(found.axis), point.value(metric)
             if point.last and cost is not None and not math.isnan(value):
                 ends.setdefault(point.attack, []).append((cost, value))
-    return [(seed_interval([c for c, _ in own]).mean, seed_interval([v for _, v in own]).mean) for own in ends.values()]
+    return [
+        (attack, seed_interval([c for c, _ in own]).mean, seed_interval([v for _, v in own]).mean)
+        for attack, own in ends.items()
+    ]
 
 
-def _survival_panels(found: Breaking, look: dict[str, Style]) -> list[str]:
+def _survival_panels(found: Breaking, look: dict[str, Style]) -> list[Panel]:
     """Share of seeds that are not broken; nothing where there are too few."""
     survivals = {model: found.survival(model, found.axis) for model in found.seeds}
     curves = [_surviving(model, own) for model, own in survivals.items() if own and own.n >= ENOUGH_SEEDS]
@@ -125,7 +131,7 @@ def _surviving(model: str, own: Survival) -> Curve:
     return Curve(model, [0.0, *own.costs], shares, lows, highs)
 
 
-def _heat_panels(heat: Heat) -> list[str]:
+def _heat_panels(heat: Heat) -> list[Panel]:
     """Worst harm, and what was left of the model in that run: attacks from the strongest to the weakest."""
     best = {model: _most(heat, model) for model in heat.models}
     columns = [model for model in heat.models if best[model] is not None]

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 import fabricated_runs as fake
-from repnoise.attack_table import attack_table
 from repnoise.attacks import ATTACKS
+from repnoise.report.attack_table import attack_table
+from repnoise.report.summary import summarise
 from repnoise.runs import plain, write_rows
-from repnoise.summary import summarise
 
 
 def run_of(folder, parent, name, seed, cost, **values):

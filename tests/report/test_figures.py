@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabricated_runs import attack, averages, control, defence, shares
-from repnoise.drawing import CONTROL_COLOURS, Curve, curve_panel, spread, styles, training_panel, wrapped
-from repnoise.figures import curve_figures, summary_picture, training_figures
+from repnoise.report.curves import Curve
+from repnoise.report.drawing import CONTROL_COLOURS, curve_panel, spread, styles, training_panel, wrapped
+from repnoise.report.figures import curve_figures, summary_picture, training_figures
+from repnoise.report.summary import summarise
 from repnoise.runs import write_rows
-from repnoise.summary import summarise
 
 HOSTILE = r"<b>$x^2$ & \1 {0} 'q' \"d\" 100%"
 
@@ -38,7 +39,8 @@ def sandbox_runs(tmp_path_factory):
 
 def drawn(runs):
     rows = summarise(runs)
-    return {figure.subject: figure.panels for figure in curve_figures(runs, rows, styles([*names(rows)]))}
+    figures = curve_figures(runs, rows, styles([*names(rows)]))
+    return {figure.subject: tuple(panel.svg for panel in figure.panels) for figure in figures}
 
 
 def names(rows):
@@ -114,9 +116,39 @@ def test_unfinished_attacks_are_not_drawn(tmp_path):
 def test_the_best_attack_of_the_grid_wears_a_ring():
     def marks(worst):
         curve = Curve("repnoise", [0, 100], [0.0, 0.5], [0.0, 0.4], [0.1, 0.6], worst)
-        return curve_panel("title", [curve], styles(["repnoise"]), "description", True).count("<use")
+        return curve_panel("title", [curve], styles(["repnoise"]), "description", True).svg.count("<use")
 
     assert marks(True) == marks(False) + 1
+
+
+def test_what_is_told_of_a_value_stands_where_the_value_is_drawn():
+    curve = Curve("repnoise", [0, 10, 100], [0.0, 0.25, 0.5], [0.0, 0.2, 0.5], [0.1, 0.3, 0.5], of="100@1e-3")
+    panel = curve_panel("title", [curve], styles(["repnoise"]), "description", True)
+    marks = [element for element in ElementTree.fromstring(panel.svg).iter() if tag(element) == "circle"]
+    told = [mark[0].text for mark in marks]
+    assert told == [
+        "repnoise, 100@1e-3, step 0: 0 % [0, 10]",
+        "repnoise, 100@1e-3, step 10: 25 % [20, 30]",
+        "repnoise, 100@1e-3, step 100: 50 %",  # An interval of no width was not measured.
+    ]
+    drawn = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', panel.svg)]
+    for mark in marks:
+        place = float(mark.get("cx")), float(mark.get("cy"))
+        assert any(place == pytest.approx(other, abs=0.1) for other in drawn)
+
+
+def test_the_numbers_of_a_panel_are_a_table_with_a_column_for_each_line():
+    first = Curve("a", [0, 1000], [0.0, 0.5], [0.0, 0.4], [0.1, 0.6])
+    second = Curve("b", [1000], [1.0], [1.0], [1.0])
+    table = curve_panel("title", [first, second], styles(["a", "b"]), "description", True).table
+    assert table.head == ("step", "a", "b")
+    assert table.rows == (("0", "0 % [0, 10]", "–"), ("1,000", "50 % [40, 60]", "100 %"))
+
+
+def test_a_long_log_is_told_at_some_of_its_steps_the_last_among_them():
+    panel = training_panel("noise", [[(step, 1.0 / step) for step in range(1, 1001)]], "#0072b2", "many")
+    assert len(panel.table.rows) <= 25
+    assert panel.table.rows[0] == ("1", "1") and panel.table.rows[-1] == ("1,000", "0.001")
 
 
 def test_a_ring_is_drawn_once_for_each_model(sandbox_runs):
@@ -153,7 +185,7 @@ def test_training_shows_three_terms_a_line_for_each_seed_and_the_floor_of_the_no
     runs = [defence(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
     [figure] = training_figures(runs, styles(["repnoise"]))
     assert figure.subject == "repnoise"
-    stability, noise, ascent = figure.panels
+    stability, noise, ascent = (panel.svg for panel in figure.panels)
     assert any(text.startswith("stability (cross-entropy") for text in texts(stability))
     assert any(text.startswith("noise (MMD") for text in texts(noise))
     assert any(text.startswith("ascent") for text in texts(ascent))
@@ -167,23 +199,23 @@ def test_a_defence_without_a_floor_or_with_gaps_in_its_log_is_drawn_all_the_same
     write_rows(run.path / "log.jsonl", [*rows, {"loss": 1.0, "step": 30, "stability": None, "noise": float("nan")}])
     [figure] = training_figures([run], styles(["repnoise"]))
     assert len(figure.panels) == 2
-    assert "floor" not in texts(figure.panels[1])
-    assert [lines_in(panel, "--series-0") for panel in figure.panels] == [[3], [3]]
+    assert "floor" not in texts(figure.panels[1].svg)
+    assert [lines_in(panel.svg, "--series-0") for panel in figure.panels] == [[3], [3]]
 
 
 def test_a_training_of_one_logged_step_and_of_equal_values_is_drawn(tmp_path):
-    svg = training_panel("noise", [[(1, 0.0)]], "#0072b2", "one step", 0.0)
+    svg = training_panel("noise", [[(1, 0.0)]], "#0072b2", "one step", 0.0).svg
     assert "floor" in texts(svg)
 
 
 def test_names_are_shown_as_they_are(tmp_path):
     curve = Curve(HOSTILE, [0, 100], [0.0, 0.5], [0.0, 0.4], [0.1, 0.6], True)
-    panel = curve_panel(HOSTILE, [curve], styles([HOSTILE]), HOSTILE, True)
+    panel = curve_panel(HOSTILE, [curve], styles([HOSTILE]), HOSTILE, True).svg
     assert HOSTILE in texts(panel)
     assert HOSTILE in ElementTree.fromstring(panel).get("aria-label")
     model = defence(tmp_path / "model", HOSTILE, shares(harmless_accuracy=1.0))
     [figure] = training_figures([model], styles([HOSTILE]))
-    assert HOSTILE in ElementTree.fromstring(figure.panels[0]).get("aria-label")
+    assert HOSTILE in ElementTree.fromstring(figure.panels[0].svg).get("aria-label")
     picture = summary_picture(summarise([model]), styles([HOSTILE]))
     assert any("<b>$x^2$ &" in text for text in texts(picture))
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from repnoise.cost import Ratio, Survival, cost_to_break, ratio, survival
 from repnoise.metrics import HARM, HEADLINES, is_share, name_of, number
+from repnoise.report.lineage import NO_ATTACK, TRAINED, Lineage
+from repnoise.report.summary import Row, curve_of, estimate, models, worst_rows
 from repnoise.runs import Run
 from repnoise.statistics import seed_interval
-from repnoise.summary import NO_ATTACK, TRAINED, Lineage, Row, curve_of, estimate, models, worst_rows
 
 COSTS = {"steps": "steps", "samples": "examples", "flops": "FLOPs"}
 """What an attack is paid in, and the words."""
