@@ -155,7 +155,8 @@ def _defence(config: DefendConfig, of_model: Any, rows: Rows) -> Estimate:
     passes = _passes(defence)
     model = shell(of_model, config.training)
     freeze(model, config)
-    general = getattr(defence, "retain_weight", 0) > 0 and (config.inputs.data.startswith("sandbox") or bool(config.inputs.retain))
+    has_general = config.inputs.data.startswith("sandbox") or config.inputs.retain is not None
+    general = has_general and getattr(defence, "retain_weight", 0) > 0
     length = _length(config, of_model, rows)
     own = defence if isinstance(defence, RepNoise) else None
     return _of_training(model, config.training, rows, length, passes + general, own, keeps=True)
