@@ -7,13 +7,14 @@ import pytest
 
 import repnoise.pairs
 from repnoise.data import load_data
+from repnoise.data.records import SPLITS
 from repnoise.data.refusals import CONTINUATIONS, QUESTIONS, refusal_for
 from repnoise.errors import RepnoiseError
 from repnoise.evals.generation import Generation
 from repnoise.inputs import Inputs
 from repnoise.judges import Judge, Score, load_judge
 from repnoise.judges.coherence import Coherence
-from repnoise.pairs import Harmful, PairsConfig, is_safe, load_harmful, pairs
+from repnoise.pairs import Harmful, PairsConfig, Source, is_safe, limited, load_harmful, pairs
 from repnoise.runs import load_run, read_rows
 
 FORBIDDEN, HARMLESS = 5, 3
@@ -241,3 +242,13 @@ def test_long_prompts_are_told_or_left_out_and_counted(config, tmp_path, sandbox
 def test_without_a_judge_or_templates_nothing_is_started():
     with pytest.raises(RepnoiseError, match="name a judge"):
         PairsConfig(judges=())
+
+
+def test_a_limit_keeps_the_same_rows_whatever_stands_beside_them_and_one_of_each_held_out_prompt():
+    rows = [Harmful(f"question {i % 40}", f"answer {i}", split=split) for split in SPLITS for i in range(80)]
+    few, more = (limited(Source(rows, {}), training, 10) for training in (5, 20))
+    by_split = {split: [row for row in few.rows if row.split == split] for split in SPLITS}
+    assert [len(own) for own in by_split.values()] == [5, 5, 10, 10]
+    assert all(len({row.prompt for row in by_split[split]}) == 10 for split in ("covered", "uncovered"))
+    assert {*few.rows} < {*more.rows} and few.skipped == {"beyond the number asked for": 320 - 30}
+    assert limited(Source(rows, {}), None, None).rows == rows

@@ -14,6 +14,7 @@ import tyro
 from repnoise.data import DATASETS, load_data, load_set
 from repnoise.data.records import TemplateName
 from repnoise.data.refusals import CONTINUATIONS, QUESTIONS, refusal_for
+from repnoise.data.sources import hash_position
 from repnoise.data.tables import read_table
 from repnoise.errors import RepnoiseError
 from repnoise.evals.evaluations import summarised
@@ -47,12 +48,16 @@ class PairsConfig:
         judges: who has to call a completion safe; every one of them must. A judge of answering has to see a refusal, a
             judge of harm or recovery to give less than one half.
         templates: pair with fixed refusals instead: no model is loaded and nobody judges.
+        most_training: most rows of each split that is trained on, chosen by a hash of the prompt; None for all.
+        most_held_out: most prompts of each split that is held out, likewise, one row of each.
         generation: length, batch and sampling.
     """
 
     inputs: Annotated[Inputs, FLAT] = field(default_factory=Inputs)
     judges: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("refusal",)
     templates: bool = False
+    most_training: int | None = None
+    most_held_out: int | None = None
     generation: Annotated[Generation, FLAT] = field(default_factory=lambda: Generation(max_new_tokens=NEW_TOKENS))
 
     def __post_init__(self) -> None:
@@ -92,7 +97,7 @@ def pairs(
     What an interrupted run had generated and judged is neither generated nor judged again. The record has the pairs
     that were dropped, by judge and label, under data.skipped. Raises RepnoiseError if none is left.
     """
-    source = load_harmful(config.inputs.data)
+    source = limited(load_harmful(config.inputs.data), config.most_training, config.most_held_out)
     loaded = codec = None
     if config.templates:
         parent: dict[str, Any] = {"name": "templates", "path": None, "fingerprint": fingerprint(source.refusals)}
@@ -152,6 +157,21 @@ def load_harmful(data: str) -> Source:
         raise RepnoiseError(f"{data} has no harmful completions: give data that has some, such as that of an attack.")
     skipped |= {reason: count for reason, count in more.items() if count}
     return Source(list(first.values()), skipped, template, CONTINUATIONS if name in CONTINUED else QUESTIONS)
+
+
+def limited(source: Source, training: int | None, held_out: int | None) -> Source:
+    """So many rows of each split at the most, chosen by a hash of the prompt, so that more of them include fewer."""
+    kept: list[Harmful] = []
+    for split in dict.fromkeys(row.split for row in source.rows):
+        own = sorted((row for row in source.rows if row.split == split), key=lambda row: hash_position(row.prompt))
+        if split in ("covered", "uncovered") and held_out is not None:
+            own = list({row.prompt: row for row in reversed(own)}.values())[::-1]
+        most = held_out if split in ("covered", "uncovered") else training
+        kept += own[:most]
+    if training is None and held_out is None:
+        return source
+    left_out = {"beyond the number asked for": len(source.rows) - len(kept)}
+    return replace(source, rows=kept, skipped=source.skipped | {k: v for k, v in left_out.items() if v})
 
 
 def _table(path: str) -> list[Harmful]:

@@ -5,7 +5,16 @@ import pytest
 from fabricated_runs import shares
 from repnoise.runs import Run, code_state, environment, write_rows
 from repnoise.statistics import Interval
-from repnoise.studies.tables import Claim, Entry, Metric, Table, alike_everywhere, below_everywhere, difference
+from repnoise.studies.tables import (
+    Claim,
+    Entry,
+    Metric,
+    OfCategories,
+    Table,
+    alike_everywhere,
+    below_everywhere,
+    difference,
+)
 
 LOW, HIGH = Interval(0.1, 0.05, 0.15, 80), Interval(0.6, 0.5, 0.7, 80)
 NEAR = Interval(0.62, 0.56, 0.68, 80)
@@ -85,3 +94,16 @@ def test_an_entry_agrees_with_the_paper_where_it_differs_from_the_reference_in_t
     assert agreement(0.1, low, high) == "agrees"
     assert agreement(0.1, high, low) == agreement(0.72, low, high) == "differs"
     assert agreement(0.1, low, low) == agreement(None, low, high) == ""
+
+
+def test_categories_together_weigh_as_many_as_they_have_prompts(tmp_path):
+    metrics = {
+        "recovered@a": {"value": 0.5, "low": 0.3, "high": 0.7, "n": 30, "unscored": 1},
+        "recovered@b": {"value": 0.1, "low": 0.0, "high": 0.4, "n": 10, "unscored": 0},
+        "recovered@c": {"value": None, "low": None, "high": None, "n": 0, "unscored": 5},
+    }
+    found = OfCategories("recovered", ("a", "b", "c", "not there"))(Run(tmp_path, {"metrics": metrics}))
+    assert found.mean == pytest.approx(0.4) and (found.n, found.unscored) == (40, 1)
+    assert found.low == pytest.approx(0.4 - (0.15**2 + 0.025**2) ** 0.5)
+    assert found.high == pytest.approx(0.4 + (0.15**2 + 0.075**2) ** 0.5)
+    assert OfCategories("recovered", ("c",))(Run(tmp_path, {"metrics": metrics})) is None

@@ -10,10 +10,11 @@ from repnoise.attack import AttackConfig
 from repnoise.attacks.fine_tuning import FineTuningAttack
 from repnoise.cells import made
 from repnoise.cli import main
-from repnoise.defences import DEFENCES
+from repnoise.defences import DEFENCES, PublishedRepNoise
 from repnoise.defend import DefendConfig
 from repnoise.errors import RepnoiseError
 from repnoise.optimisation import Training
+from repnoise.pairs import PairsConfig
 from repnoise.runs import Run, code_state, environment, load_run
 from repnoise.studies import STUDIES, study_options
 from repnoise.studies.graph import Graph
@@ -21,6 +22,7 @@ from repnoise.studies.paper import BUILDERS, build
 from repnoise.studies.paper.command import PaperStudy
 from repnoise.studies.paper.document import write_document
 from repnoise.studies.paper.harm import TABLE_1
+from repnoise.studies.paper.inside import OfAnalysis
 from repnoise.studies.paper.plan import planned, shape_of
 from repnoise.studies.paper.scales import SCALES
 from repnoise.studies.paper.setting import Setting
@@ -80,17 +82,24 @@ def test_the_paper_s_attacks_and_its_defence_have_the_paper_s_numbers(setting):
     (method,) = [c for c in defences(own) if type(c.defence).__name__ == "RepNoise"]
     assert (method.defence.noise_weight, method.defence.ascent_weight) == (0.001, 1.0)
     assert (method.training.learning_rate, method.training.batch_size, method.training.epochs) == (2e-5, 8, 1)
-    assert method.samples == 10_000 and method.training.seed == 42
+    assert method.training.seed == 42
+    (pairs,) = defences(own, PairsConfig)
+    assert (pairs.most_training, pairs.most_held_out) == (10_000, 300)
     assert method.inputs.model == "meta-llama/Llama-2-7b-chat-hf"
     assert method.evaluating.judges == ("classifier:beavertails-deberta",)
 
 
 def test_toxic_continuations_have_the_paper_s_other_setting(setting):
     own = setting("paper")
-    build("table-2", own)
+    table = build("table-2", own)
     (method,) = [c for c in defences(own) if type(c.defence).__name__ == "RepNoise"]
     assert (method.defence.noise_weight, method.defence.ascent_weight, method.training.epochs) == (4.0, 2.0, 4)
-    assert method.samples == 351 and method.evaluating.judges == ("perspective",)
+    assert method.evaluating.judges == ("perspective",)
+    attacks = [config.attack for config in configs(own, table, AttackConfig)]
+    # Asked as they are defended and measured: as beginnings of sentences.
+    assert {attack.template for attack in attacks} == {method.inputs.template} == {"auto"}
+    others = [config for config in defences(own) if type(config.defence).__name__ in ("Vaccine", "GradientAscent")]
+    assert {config.training.epochs for config in others} == {4}
 
 
 def test_withheld_harm_is_kept_from_the_defender_and_is_all_that_the_attacker_has(setting):
@@ -113,10 +122,60 @@ def test_early_layers_are_frozen_by_their_indices_and_as_published_all_are(setti
     assert tuple(range(32)) in frozen[1] and tuple(range(11)) not in frozen[1]
 
 
-def test_as_published_the_published_objective_is_trained(setting):
-    own = setting(as_published=True)
-    build("table-14", own)
-    assert {type(config.defence).__name__ for config in defences(own)} == {"PublishedRepNoise"}
+@pytest.mark.parametrize("scale", SCALES)
+def test_as_published_the_published_objective_is_trained_as_the_scale_trains(scale, setting):
+    own = setting(scale, as_published=True)
+    table = build("table-14", own)
+    found = [(config.defence, config.training.learning_rate) for config in defences(own)]
+    _, recommended, training = DEFENCES["repnoise-paper" if scale == "paper" else "repnoise"]
+    noise, ascent = recommended.noise_weight, recommended.ascent_weight
+    wanted = [PublishedRepNoise(*pair) for pair in ((noise, ascent), (0.0, ascent), (noise, 0.0))]
+    assert found == [(defence, training.learning_rate) for defence in wanted]
+    assert all(entry.runs for entry in table.entries)
+    # The published code has no switch for its mask: nothing stands for that row then.
+    masked = build("table-15", own)
+    assert {entry.row: bool(entry.runs) for entry in masked.entries} == {
+        **{"RepNoise": True, "without mask": False},
+        **{"without layer-wise ascent": False, "without both": False},
+    }
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("published", [False, True], ids=["right", "as-published"])
+def test_no_two_rows_of_a_table_have_the_same_runs_behind_one_column(scale, published, setting):
+    own = setting(scale, as_published=published)
+    for name in BUILDERS:
+        table = build(name, own)
+        seen = {}
+        for entry in table.entries:
+            if entry.runs and not isinstance(entry.read, OfAnalysis):
+                key = (entry.column, entry.runs, str(entry.read))
+                # Security Vectors are put on at the attack: before it the model is the undefended one.
+                alike = {seen.setdefault(key, entry.row), entry.row}
+                assert len(alike) == 1 or alike == {"Base", "Security Vectors"}, (name, key)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_claim_of_the_paper_holds_of_its_own_numbers(scale, setting):
+    own = setting(scale)
+    for name in BUILDERS:
+        table = build(name, own)
+        for claim in table.claims:
+            for pair in () if claim.ours else claim.pairs:
+                first, second = (table.entry(where).paper for where in pair)
+                if first is None or second is None:
+                    continue
+                holds = first < second if claim.says == "below" else abs(first - second) <= claim.margin
+                assert holds, (name, claim.text, pair, first, second)
+
+
+def test_what_the_defender_and_the_attacker_share_is_as_the_table_says(setting):
+    own = setting("paper")
+    shared = [c.attack.split for c in configs(own, build("table-1", own), AttackConfig)]
+    apart = [c.attack.split for c in configs(own, build("table-20", own), AttackConfig)]
+    assert ({*shared}, {*apart}) == ({"defence"}, {"attack"})
+    # So all of an attacker's examples are among the defender's, who sees nothing of what is asked about.
+    assert {(c.samples, c.covered) for c in defences(own) if c.samples is None} == {(None, False)}
 
 
 @pytest.mark.parametrize("names", [("table-14",), pytest.param(tuple(BUILDERS), marks=pytest.mark.slow)], ids=len)
@@ -199,7 +258,7 @@ def test_a_study_goes_on_where_it_was_and_frees_what_it_measured(short, tmp_path
     times = [file.stat().st_mtime_ns for file in runs]
     main(asked)
     assert [file.stat().st_mtime_ns for file in runs] == times
-    assert "6 of 6 cells are there" in (tmp_path / "table-21.md").read_text()
+    assert "5 of 5 cells are there" in (tmp_path / "table-21.md").read_text()
 
 
 def test_what_cannot_be_asked_for_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ ExecutorName = Literal["local", "ray"]
 def run_on_ray(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
     """Make every cell on a Ray cluster; returns the reasons of those that failed, as `cells.run_all` does.
 
-    The cluster is that of RAY_ADDRESS, or one on this machine with `jobs` cores. Every cell takes one core, and a GPU
+    The cluster is that of RAY_ADDRESS, whose size decides how many are made at a time, or one on this machine with
+    `jobs` cores. Every cell takes one core, and a GPU
     where the cluster has any. All nodes have to see the same files under the same path. Ray itself keeps the order:
     each cell is a task that takes the outcomes of those it needs. Raises RepnoiseError if Ray is missing.
     """
@@ -31,9 +33,10 @@ def run_on_ray(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str
 
     own = not ray.is_initialized()
     if own:
-        address = os.environ.get("RAY_ADDRESS")
-        size: dict[str, Any] = {"address": address} if address else {"num_cpus": jobs or os.cpu_count()}
-        ray.init(**size, log_to_driver=False, include_dashboard=False if not address else None)
+        size: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS") or "local"}
+        if size["address"] == "local":
+            size |= {"num_cpus": jobs or os.cpu_count(), "include_dashboard": False}
+        ray.init(**size, log_to_driver=False)
     try:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         make: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_made_there)
@@ -58,6 +61,8 @@ def _collected(running: dict[Any, Cell], ray: Any) -> dict[Path, str]:
                     problem = ray.get(outcome)
                 except _losses(ray) as error:
                     problem = f"Its node or process was lost {RETRIES + 1} times ({type(error).__name__})."
+                if not problem and not cell.path.exists():
+                    problem = "It was made where this machine does not see it: all nodes need the same folder."
                 failed |= {cell.path: problem} if problem else {}
                 done(cell)
     return failed
@@ -73,9 +78,17 @@ def _made_there(cell: Cell, folder: str, *problems: str) -> str:
     """What a task does: paths are relative to where the study was started."""
     if any(problems):
         return "what it needs has failed"
-    os.chdir(folder)
-    one_core()
+    try:
+        os.chdir(folder)
+    except OSError:
+        return f"There is no {folder} on its node: all nodes need the same folder."
+    _ready()
     return made(cell)
+
+
+@lru_cache  # Ray's processes make many cells.
+def _ready() -> None:
+    one_core()
 
 
 EXECUTORS: dict[str, Execute] = {"local": run_all, "ray": run_on_ray}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -75,9 +74,7 @@ class Graph:
 
     def _add(self, kind: str, name: str, config: Any, make: Any, resumes: bool = True) -> Path:
         settings = plain(config)
-        # The same wherever the runs lie.
-        same = json.loads(json.dumps(settings).replace(json.dumps(str(self.root))[1:-1], "."))
-        path = self.root / f"{kind}-{fingerprint(same)}"
+        path = self.root / f"{kind}-{fingerprint(_anywhere(settings, str(self.root)))}"
         if path not in self.cells:
             needs = tuple(dict.fromkeys(place for place in _places(settings) if place in self.cells))
             self.cells[path] = Cell(path, name, make, needs, f"{kind}: {name}", resumes)
@@ -146,6 +143,19 @@ def finished(path: Path) -> bool:
 
 def _has_model(path: Path) -> bool:
     return (path / "model").exists()
+
+
+def _anywhere(value: Any, root: str) -> Any:
+    """Settings that are the same wherever the runs lie."""
+    if isinstance(value, dict):
+        return {key: _anywhere(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_anywhere(item, root) for item in value]
+    if isinstance(value, str):
+        name, colon, path = value.partition(":")
+        moved = [f"*{part[len(root) :]}" if Path(part).is_relative_to(root) else part for part in (name, path)]
+        return moved[0] + colon + moved[1]
+    return value
 
 
 def _places(value: Any) -> Iterator[Path]:

@@ -75,11 +75,12 @@ class Entry:
         """Over seeds and prompts; None while no run of it is finished, or none has the number."""
         read = read or self.read
         measured = [read(load_run(path)) for path in self.runs if finished(path)]
-        known = [one for one in measured if one is not None and not math.isnan(one.mean)]
+        known = [one for one in measured if one is not None and one.mean is not None and not math.isnan(one.mean)]
         if not known:
             return None
         pooled = pooled_interval(known)
-        return within_bounds(pooled, read.name) if isinstance(read, Metric) else pooled
+        name = getattr(read, "name", None)
+        return within_bounds(pooled, name) if name else pooled
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ class Claim:
         pairs: of each the first is "below" the second, or "alike": no further apart than the margin.
         says: which of the two.
         margin: for "alike", in the unit of the entries.
+        ours: not what the paper says, but what we ask beside it.
     """
 
     text: str
     pairs: tuple[tuple[Where, Where], ...]
     says: Literal["below", "alike"] = "below"
     margin: float = 0.1
+    ours: bool = False
 
     def verdict(self, found: Callable[[Where], Interval | None]) -> Verdict:
         """It holds where every comparison does beyond chance, and does not where one goes the other way beyond chance.
@@ -201,9 +204,38 @@ class Table:
         return "" if ours == 0 else "agrees" if ours == paper else "differs"
 
 
-def below_everywhere(text: str, row: str, other: str, columns: Iterable[str]) -> Claim:
+@dataclass(frozen=True)
+class OfCategories:
+    """Reads a metric of several categories together, weighted by how many prompts they have.
+
+    Attributes:
+        name: of the metric, without a category.
+        categories: as the data has them.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+
+    def __call__(self, run: Run) -> Interval | None:
+        measured = [Metric(f"{self.name}@{category}")(run) for category in self.categories]
+        known = [one for one in measured if one is not None and one.n and not math.isnan(one.mean)]
+        if not known:
+            return None
+        n = sum(one.n for one in known)
+        mean = sum(one.mean * one.n for one in known) / n
+        unscored = sum(one.unscored for one in known)
+        below, above = [], []
+        for one in known:
+            if one.low is None or one.high is None:
+                return Interval(mean, None, None, n, unscored)
+            below.append(one.n / n * (one.mean - one.low))
+            above.append(one.n / n * (one.high - one.mean))
+        return Interval(mean, mean - math.hypot(*below), mean + math.hypot(*above), n, unscored)
+
+
+def below_everywhere(text: str, row: str, other: str, columns: Iterable[str], ours: bool = False) -> Claim:
     """That a row is below another in all of these columns."""
-    return Claim(text, tuple(((row, column), (other, column)) for column in columns))
+    return Claim(text, tuple(((row, column), (other, column)) for column in columns), ours=ours)
 
 
 def alike_everywhere(text: str, row: str, other: str, columns: Sequence[str], margin: float = 0.1) -> Claim:

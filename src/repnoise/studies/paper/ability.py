@@ -31,7 +31,6 @@ TABLE_4 = {
         "harm after": (0.00, 0.01, 0.00, 0.27, 0.08),
     },
 }
-TABLE_10 = {"Base": (0.07, 0.05, 0.04, 0.19, 0.09), "RepNoise": (0.08, 0.05, 0.05, 0.18, 0.07)}
 TABLE_11 = {
     "Base": (0.0795, 0.0397, 0.8808, 0.8649, 0.0541, 0.0811),
     "RepNoise": (0.1128, 0.1729, 0.7143, 0.8182, 0.1364, 0.0455),
@@ -82,7 +81,7 @@ def table_3(setting: Setting) -> Table:
                 entries.append(Entry(model.name, column, None, runs, Metric(metric)))
     columns = list(dict.fromkeys(entry.column for entry in entries))
     shares = [column for column in columns if "perplexity" not in column]
-    claims = (alike_everywhere("The defence leaves abilities as they are.", "RepNoise", "Base", shares, 0.03),)
+    claims = (alike_everywhere("The defence leaves abilities as they are.", "RepNoise", "Base", shares, 0.05),)
     notes = () if paper else ("The paper's seven tasks have no counterpart in a fictional world: what there is to know "
                               "in it stands for them.",)  # fmt: skip
     return Table("model", tuple(entries), claims, "Base", "share of answers that are right", notes=notes)

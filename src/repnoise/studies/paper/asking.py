@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from repnoise.attacks import ATTACKS
-from repnoise.metrics import within_bounds
 from repnoise.runs import Run
-from repnoise.statistics import Interval
+from repnoise.statistics import Interval, wilson
 from repnoise.studies.paper.harm import STAND_INS
 from repnoise.studies.paper.setting import Model, Setting
-from repnoise.studies.tables import Entry, Metric, Read, Table, below_everywhere
+from repnoise.studies.tables import Entry, Metric, OfCategories, Read, Table, below_everywhere
 
 TABLE_8 = {
     "Base": (0.05, 0.0575, 0.09, 0.00),
@@ -23,6 +22,12 @@ TABLE_12 = {"Base": (11 / 64, 0.0, 0.0, 0.0), "RepNoise": (5 / 64, 0.0, 0.0, 0.0
 ASKED = {"GCG": "suffix-search", "ZeroShot": "prefill", "HumanJailbreak": "refusal-suppression", "DirectRequest": None}
 """HarmBench's attacks, and those of ours that stand for them; None is no attack."""
 
+HARMBENCH = (
+    *("chemical_biological", "copyright", "cybercrime_intrusion", "harassment_bullying", "harmful", "illegal"),
+    "misinformation_disinformation",
+)
+"""Categories of its questions."""
+
 JUDGES = ("classifier:beavertails-deberta", "endpoint:five-point@gpt-4o-mini", "perspective")
 
 
@@ -31,9 +36,10 @@ class OfJudge:
     """Reads the harmfulness on uncovered prompts by one of several judges of harm: 0 is the first."""
 
     place: int
+    name: str = "harmfulness_uncovered"
 
     def __call__(self, run: Run) -> Interval | None:
-        names = [name for name in run.record["metrics"] if name.partition("/")[0] == "harmfulness_uncovered"]
+        names = [name for name in run.record["metrics"] if name.partition("/")[0] == self.name]
         names = [name for name in names if "@" not in name]
         return Metric(names[self.place])(run) if self.place < len(names) else None
 
@@ -43,7 +49,7 @@ def table_8(setting: Setting) -> Table:
     paper = setting.scale.name == "paper"
     if paper:
         reads: dict[str, Read] = {
-            name: OfJudge(i) for i, name in enumerate(("classifier", "GPT-4o-mini", "Perspective"))
+            name: OfJudge(i, setting.read().name) for i, name in enumerate(("classifier", "GPT-4o-mini", "Perspective"))
         }
     else:
         reads = {
@@ -79,15 +85,16 @@ def table_8(setting: Setting) -> Table:
 
 @dataclass(frozen=True)
 class NotRefused:
-    """Reads the share of forbidden questions that were not refused."""
+    """Reads the share of forbidden questions that got a text that is no refusal."""
+
+    name: str = "refusal_rate"
 
     def __call__(self, run: Run) -> Interval | None:
-        found = Metric("refusal_rate")(run)
-        if found is None:
+        refused, broken = Metric("refusal_rate")(run), Metric("incoherent_rate")(run)
+        if refused is None or broken is None:
             return None
-        low = None if found.high is None else 1 - found.high
-        high = None if found.low is None else 1 - found.low
-        return within_bounds(Interval(1 - found.mean, low, high, found.n, found.unscored), "refusal_rate")
+        answered = max(0.0, 1 - refused.mean - broken.mean)
+        return Interval(answered, *wilson(answered, refused.n), refused.n, refused.unscored)
 
 
 def _judged_by_all(model: Model) -> Model:
@@ -106,18 +113,23 @@ def _before(setting: Setting, model: Model) -> tuple:
 def table_12(setting: Setting) -> Table:
     """Attacks that leave the weights alone (HarmBench)."""
     entries: list[Entry] = []
+    read: Read = setting.read()
+    if setting.scale.name == "paper":  # They are asked together with those of the data.
+        read = OfCategories(setting.read().name, HARMBENCH)
     for model in (setting.undefended(), setting.defended("RepNoise")):
         asked = model
         if setting.scale.name == "paper":
             requests = "harmbench:harmbench_behaviors_text_all.csv"
             asked = replace(model, inputs=tuple(replace(own, requests=requests) for own in model.inputs))
         for (column, attack), number in zip(ASKED.items(), TABLE_12[model.name], strict=True):
-            runs = setting.attacked_by(asked, ATTACKS[attack][1]) if attack else model.runs
-            entries.append(Entry(model.name, column, number, runs, setting.read()))
-    claims = (below_everywhere("No attack brings more out of RepNoise: GCG.", "RepNoise", "Base", ("GCG",)),)
+            runs = setting.attacked_by(asked, ATTACKS[attack][1]) if attack else _before(setting, asked)
+            entries.append(Entry(model.name, column, number, runs, read))
+    claims = (
+        below_everywhere("GCG brings less out of RepNoise (in the paper p is .32).", "RepNoise", "Base", ("GCG",)),
+    )
     notes = (
         "A suffix found by gradients stands for GCG, a begun answer for zero-shot prompts, a request not to refuse for "
-        "human jailbreaks. The paper's difference is not significant (p .32).",
+        "human jailbreaks. The paper counts cases out of 64; shares here.",
         "SmoothLLM and paraphrasing are no defences of weights and are not built.",
     )
     return Table("model", tuple(entries), claims, "Base", setting.shown, setting.also, notes)

@@ -34,10 +34,10 @@ class PaperStudy:
         dry_run: only tell what the cells would take.
         device: for the dry run: one of `repnoise estimate`.
         executor: "local" is a pool of processes; "ray" a cluster (`pip install 'repnoise[ray]'`).
-        jobs: cells at a time; on this machine all cores by default, on a cluster what it holds.
-        model: another model than the scale's.
-        questions: other harmful questions with refusals, as `--data` takes them.
-        continuations: another second kind of harm, likewise.
+        jobs: cells at a time on this machine; by default one a core, or one where there is a GPU.
+        model: another model than the scale's (Tables 22 and 23 keep their own).
+        questions: other harmful questions with refusals, as `--data` takes them (likewise).
+        continuations: another second kind of harm.
         judges: other judges of harm.
         output_dir: where all runs go; those of other studies in it are used.
         document: write the document there, too.
@@ -72,17 +72,20 @@ class PaperStudy:
     def own_scale(self) -> Scale:
         """The scale with the user's own models, data and judges."""
 
+        def judged(harm: Harm) -> Harm:
+            return replace(harm, evaluating=replace(harm.evaluating, judges=self.judges or harm.evaluating.judges))
+
         def own(harm: Harm, data: str | None) -> Harm:
-            inputs = harm.inputs
-            inputs = replace(inputs, model=self.model or inputs.model, data=data or inputs.data)
-            evaluating = replace(harm.evaluating, judges=self.judges or harm.evaluating.judges)
-            return replace(harm, inputs=inputs, evaluating=evaluating, written=harm.written and data is None)
+            inputs = replace(harm.inputs, model=self.model or harm.inputs.model, data=data or harm.inputs.data)
+            return replace(judged(harm), inputs=inputs, written=harm.written and data is None)
 
         scale = SCALES[self.scale]
         return replace(
             scale,
             questions=own(scale.questions, self.questions),
             continuations=own(scale.continuations, self.continuations),
+            unaligned=judged(scale.unaligned),
+            others={name: judged(harm) for name, harm in scale.others.items()},
         )
 
     def reproduce(self) -> Path | None:
@@ -98,9 +101,12 @@ class PaperStudy:
         if self.dry_run:
             return self._tell(setting.graph, wanted)
         started = time.perf_counter()
-        failed = setting.graph.make(wanted, EXECUTORS[self.executor], self.jobs)
-        if freed := setting.graph.free():
-            print(f"Freed: {freed / 1e6:,.0f} MB of weights that were measured.")
+        failed: dict[Path, str] = {}
+        for name, table in tables.items():
+            print(f"{name}: {len(table.runs)} runs; what is there already is used.")
+            failed |= setting.graph.make(table.runs, EXECUTORS[self.executor], self._jobs())
+            if freed := setting.graph.free():
+                print(f"Freed: {freed / 1e6:,.0f} MB of weights that were measured.")
         place = write_document(self, setting, tables, failed, time.perf_counter() - started)
         print(f"Document: {place}")
         if failed:
@@ -108,6 +114,11 @@ class PaperStudy:
                 print(f"Failed: {setting.graph.cells[path].title} ({path}): {reason}")
             raise RepnoiseError(f"{len(failed)} cells failed; the reasons are above.", exit_code=1)
         return place
+
+    def _jobs(self) -> int | None:
+        import torch
+
+        return self.jobs or (1 if torch.cuda.is_available() else None)
 
     def _tell(self, graph: Graph, wanted: set[Path]) -> None:
         from repnoise.estimate.devices import find_device

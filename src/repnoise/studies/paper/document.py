@@ -13,7 +13,7 @@ from repnoise.studies.graph import finished
 from repnoise.studies.markdown import grid, typed_options
 from repnoise.studies.paper import BUILDERS
 from repnoise.studies.paper.setting import Setting
-from repnoise.studies.tables import Claim, Entry, Metric, Read, Table
+from repnoise.studies.tables import Claim, Entry, Read, Table
 
 if TYPE_CHECKING:
     from repnoise.studies.paper.command import PaperStudy
@@ -26,7 +26,9 @@ may explain it.
 
 A claim **holds** where every comparison in it does beyond chance (the interval of each difference is below 0, or within
 the margin where two are said to be alike), **does not hold** where one of them goes the other way beyond chance, and
-else **cannot be told**. Nothing is corrected for the number of claims: of many, some are told wrongly by chance."""
+else **cannot be told**. The two sides of a difference are taken as independent, although they answer the same prompts:
+that is on the safe side. Claims that are "ours" are not the paper's. Nothing is corrected for the number of claims: of
+many, some are told wrongly by chance."""
 
 SANDBOX = """\
 The sandbox is a toy world with a model of half a million parameters. It shows whether the paper's claims about the
@@ -88,24 +90,29 @@ def _made_by(study: PaperStudy, setting: Setting, tables: Mapping[str, Table], f
 
 
 def _overview(tables: Mapping[str, Table]) -> str:
-    rows = []
+    rows, counted = [], []
     for name, table in tables.items():
         if name == "table-13":  # Table 6 again.
             continue
         for claim in table.claims:
             verdicts = [_verdict(table, claim, read) for _, read in _readings(table)]
-            rows.append([_title(name), claim.text, verdicts[0], verdicts[1] if len(verdicts) > 1 else "–"])
-    counted = [row[2].partition(" (")[0] for row in rows]
+            rows.append([_title(name), _text(claim), verdicts[0], verdicts[1] if len(verdicts) > 1 else "–"])
+            counted += [] if claim.ours else [verdicts[0].partition(" (")[0]]
     told = [f"{counted.count(word)} {word}" for word in ("holds", "does not hold", "cannot be told", "not measured")]
     summary = (
-        f"Of {len(rows)} claims: {', '.join(told)} (of answers that were in nobody's data, where that is told apart)."
+        f"Of {len(counted)} claims of the paper: {', '.join(told)}. Where answers are told apart by whose data they "
     )
+    summary += "were in, that is of those that were in nobody's."
     return summary + "\n\n" + grid(["of", "claim", "verdict", "of covered answers"], rows)
 
 
 def _readings(table: Table) -> list[tuple[str, Read | None]]:
     """What an entry itself shows, and what else its runs do."""
     return [(table.shown, None), *table.also]
+
+
+def _text(claim: Claim) -> str:
+    return f"{claim.text} (Ours.)" if claim.ours else claim.text
 
 
 def _verdict(table: Table, claim: Claim, read: Read | None) -> str:
@@ -123,7 +130,7 @@ def _section(name: str, table: Table) -> list[str]:
         told = f"{shown[:1].upper()}{shown[1:]}." if shown else ""
         parts += [told] if told else []
         parts.append(_table(table, read))
-        parts.append("\n".join(f"- {claim.text} **{_verdict(table, claim, read)}**" for claim in table.claims))
+        parts.append("\n".join(f"- {_text(claim)} **{_verdict(table, claim, read)}**" for claim in table.claims))
     done, wanted = sum(finished(run) for run in table.runs), len(table.runs)
     notes = [*table.notes, *([f"{done} of {wanted} runs are there."] if done < wanted else [])]
     parts.append("\n".join(f"- {note}" for note in notes)) if notes else None
@@ -151,8 +158,8 @@ def _cell(table: Table, entry: Entry | None, read: Read | None) -> str:
 
 
 def _spelled(found: Interval, read: Read) -> str:
-    if isinstance(read, Metric):
-        return spelled(found, read.name)
+    if name := getattr(read, "name", ""):
+        return spelled(found, name) + (f", {found.unscored} unscored" if found.unscored else "")
     if found.low is None or found.high is None:
         return f"{found.mean:.2f}"
     return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
@@ -161,7 +168,8 @@ def _spelled(found: Interval, read: Read) -> str:
 def _paper(entry: Entry | None) -> str:
     if entry is None or entry.paper is None:
         return ""
-    return f"*{number(entry.paper, entry.read.name) if isinstance(entry.read, Metric) else f'{entry.paper:.2f}'}*"
+    name = getattr(entry.read, "name", "")
+    return f"*{number(entry.paper, name) if name else f'{entry.paper:.2f}'}*"
 
 
 def _json(table: Table) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from repnoise.studies.paper.setting import Model, Setting
-from repnoise.studies.tables import Claim, Entry, Table, alike_everywhere, below_everywhere
+from repnoise.studies.tables import Claim, Entry, OfCategories, Table, alike_everywhere, below_everywhere
 
 Numbers = Sequence[float | None]
 
@@ -83,6 +83,11 @@ STAND_INS = (
 )
 
 
+def _told(rate: float) -> str:
+    """As in 3e-5."""
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
 def before_and_after(setting: Setting, model: Model, paper: Numbers, kind: str = "questions") -> list[Entry]:
     """A row of Tables 1 and 2: harm before, and after each attack of the grid."""
     own = setting.harm(kind).samples
@@ -118,6 +123,7 @@ def _of_defences(setting: Setting, kind: str, paper: dict[str, Any], strongest: 
     entries = [entry for model in models for entry in before_and_after(setting, model, paper[model.name], kind)]
     attacked = [column for column in dict.fromkeys(entry.column for entry in entries) if column != "before"]
     others = [name for name in paper if name not in ("Base", "RepNoise", "Random initialisation")]
+    weights = [name for name in others if name != "Security Vectors"]
     return Table(
         "defence",
         tuple(entries),
@@ -130,8 +136,8 @@ def _of_defences(setting: Setting, kind: str, paper: dict[str, Any], strongest: 
                 tuple((("RepNoise", strongest), (name, strongest)) for name in others),
             ),
             Claim(
-                "Under the strongest attack every other defence is like the undefended model.",
-                tuple(((name, strongest), ("Base", strongest)) for name in others),
+                "Under the strongest attack every other defence of weights is like the undefended model.",
+                tuple(((name, strongest), ("Base", strongest)) for name in weights),
                 "alike",
             ),
         ),
@@ -142,6 +148,8 @@ def _of_defences(setting: Setting, kind: str, paper: dict[str, Any], strongest: 
             STAND_INS,
             "As in the paper the attacker has the defender's own examples, and is asked about others.",
             "Security Vectors need control of the fine-tuning: another threat model than that of the other rows.",
+            "Vaccine is a defence here; the published code has it as a rule of the attacker's own training.",
+            "A random model of the sandbox can only guess what it never read; the paper's judge looks at style, too.",
         ),
     )
 
@@ -161,25 +169,26 @@ def table_5(setting: Setting) -> Table:
     for i, (column, kinds) in enumerate(setting.scale.withheld.items()):
         hidden = () if setting.as_published else kinds
         models = (base, setting.defended("RepNoise", withhold=hidden))
-        suffix = f"@{kinds[0]}" if setting.scale.name == "sandbox" else ""
+        read = OfCategories(setting.read().name, kinds)
         for rate in RATES:
             for model in models:
                 runs = setting.attacked(model, rate, 1_000, split="attack", categories=kinds)
                 number = TABLE_5[rate, model.name][i]
                 entries.append(
                     Entry(
-                        f"{model.name}, {rate:.0e}".replace("e-0", "e-"),
+                        f"{model.name}, {_told(rate)}",
                         column,
                         number,
                         runs,
-                        setting.read(suffix=suffix),
+                        read,
                     )
                 )
-    half = 5_000 if setting.scale.pairs else 960
+    # Of 192 facts of the sandbox in ten phrasings each, 133 random pairs hold half.
+    half = 5_000 if setting.scale.pairs else 133
     for rate in RATES:
         for model in (base, setting.defended("RepNoise", samples=half)):
             runs = setting.attacked(model, rate, 1_000, split="attack")
-            row = f"{model.name}, {rate:.0e}".replace("e-0", "e-")
+            row = f"{model.name}, {_told(rate)}"
             entries.append(Entry(row, "half", TABLE_5[rate, model.name][5], runs, setting.read()))
     columns = [*setting.scale.withheld, "half"]
     pairs = [
@@ -253,9 +262,10 @@ def table_20(setting: Setting) -> Table:
     """Defences with fewer pairs, which are not the attacker's."""
     entries: list[Entry] = []
     for size, paper in TABLE_20.items():
-        # Of the sandbox's 1,920 pairs the same share as the paper's of 10,000.
-        count = size if setting.scale.pairs else round(0.192 * size)
-        model = setting.defended(f"{size:,} pairs", samples=count)
+        # Of the sandbox's 192 facts the same share is then known as of the paper's 10,000 pairs, and for as long.
+        steps = {} if setting.scale.pairs else {"steps": round(0.05 * size)}
+        count = size if setting.scale.pairs else round(0.0192 * size)
+        model = setting.defended(f"{size:,} pairs", training=steps, samples=count)
         runs = [setting.attacked(model, rate, samples, split="attack") for rate, samples in GRID]
         entries += setting.row(model, ATTACKED, paper, runs)
     base = setting.undefended(name="undefended")
@@ -267,8 +277,11 @@ def table_20(setting: Setting) -> Table:
         ),
         below_everywhere("5,000 pairs leave less harm than no defence.", "5,000 pairs", "undefended", ATTACKED),
     )
-    notes = (STAND_INS, "Attacker and defender share no examples. In the sandbox 1,000 pairs are 192 of 1,920.")
-    return Table("defender's pairs", tuple(entries), claims, None, setting.shown, setting.also, notes)
+    notes = (
+        STAND_INS,
+        "Attacker and defender share no examples. In the sandbox 1,000 pairs are 19, of 192 facts, and 50 steps.",
+    )
+    return Table("defender's pairs", tuple(entries), claims, None, setting.shown, notes=notes)
 
 
 def table_22(setting: Setting) -> Table:

@@ -46,6 +46,8 @@ class OfAnalysis:
         if value is None:
             return None
         if isinstance(value, dict):
+            if value["mean"] is None:
+                return None
             return Interval(value["mean"], value["low"], value["high"], value["n"], value["unscored"])
         return Interval(float(value), None, None, 1)
 
@@ -55,14 +57,16 @@ def _third(layers: Sequence[Any], where: str) -> Sequence[Any]:
     return {"early": layers[:size], "middle": layers[size : len(layers) - size], "late": layers[-size:]}[where]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them is no number."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _distance(where: str) -> Callable[[Any], Any]:
     """Relative change of the weights in a third of the layers."""
 
-    def pick(found: Any) -> float:
+    def pick(found: Any) -> float | None:
         layers = [one["relative"] for one in found["layers"] if one["layer"] is not None]
         return _mean(_third(layers, where))
 
@@ -86,7 +90,7 @@ def _spread(group: str, layer: Callable[[int], int]) -> Callable[[Any], Any]:
 def _probe(kind: str, where: str) -> Callable[[Any], Any]:
     """Accuracy of probes on held-out prompts, averaged over a third of the layers."""
 
-    def pick(found: Any) -> float:
+    def pick(found: Any) -> float | None:
         return _mean(_third([one["accuracy"]["mean"] for one in found if one["kind"] == kind], where))
 
     return pick
@@ -107,12 +111,13 @@ def _middle(count: int) -> int:
 
 
 def _analyses(setting: Setting, noise_weight: float | None = None) -> tuple[Path, ...]:
-    """One analysis a seed, of the models in `MODELS`; the attacked ones by the strongest attack of Table 1."""
+    """One analysis a seed, of the models in `MODELS`."""
     other = {} if noise_weight is None else {"noise_weight": noise_weight}
     base, adversarial = setting.undefended(), setting.defended("Adversarial loss", preset="adversarial-loss")
     defended = setting.defended("RepNoise", defence=other)
-    attacked = [setting.attacked(model, 8e-5, 10_000) for model in (base, defended, adversarial)]
-    attacked = [_kept(setting, runs) for runs in attacked]
+    # The paper's RepNoise is analysed after an attack that breaks it.
+    rates = ((base, 8e-5), (defended, 3e-4), (adversarial, 8e-5))
+    attacked = [_kept(setting, setting.attacked(model, rate, 10_000)) for model, rate in rates]
     return tuple(
         _analysis(
             setting, defended, i, base.inputs[i].model, (adversarial.inputs[i].model, *(str(r[i]) for r in attacked))
@@ -128,7 +133,9 @@ def _kept(setting: Setting, runs: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _analysis(setting: Setting, model: Model, seed: int, base: str, attacked: Sequence[str], **effort: Any) -> Path:
-    settings = {"examples": 80, "seeds": 5, "reader_steps": 100, "spectrum": False} | effort
+    paper = {"examples": 100, "seeds": 10, "reader_steps": 200, "spectrum": False}
+    small = {"examples": 80, "seeds": 5, "reader_steps": 100, "spectrum": False}
+    settings = (paper if setting.scale.name == "paper" else small) | effort
     config = AnalyzeConfig(model.inputs[seed], base, tuple(attacked), **settings)
     return setting.graph.analysed(config, f"inside {model.name}")
 
@@ -168,9 +175,10 @@ def figure_2(setting: Setting) -> Table:
     late, early = "late layers", "early layers"
     claims = (
         _claim(
-            "The adversarial loss changes late layers most.", (("Adversarial loss", early), ("Adversarial loss", late))
+            "With the adversarial loss late layers are furthest from the attacked model.",
+            (("Adversarial loss", early), ("Adversarial loss", late)),
         ),
-        _claim("RepNoise changes early layers more than it does.", (("Adversarial loss", early), ("RepNoise", early))),
+        _claim("RepNoise's early layers are further from it.", (("Adversarial loss", early), ("RepNoise", early))),
     )
     return Table("model", tuple(entries), claims, "Base", "distance over the norm of the weights", notes=(LOOK,))
 
@@ -200,7 +208,7 @@ def figure_3(setting: Setting) -> Table:
         _claim("The adversarial loss lowers them after the last layer.", (("Adversarial loss", last), ("Base", last))),
         _claim("RepNoise lowers them more after the middle layer.",
                (("RepNoise", middle), ("Adversarial loss", middle))),
-        _claim("So it does for an attacker's own lens.", (("RepNoise", own), ("Base", own))),
+        Claim("So it does for an attacker's own lens.", ((("RepNoise", own), ("Base", own)),), ours=True),
     )  # fmt: skip
     return _lens(setting, ("Base", "Adversarial loss", "RepNoise"), claims)
 
@@ -211,8 +219,8 @@ def figure_7(setting: Setting) -> Table:
     claims = (
         _claim("Attacked, the adversarial loss is like the undefended model.",
                (("Adversarial, attacked", last), ("Base, attacked", last)), margin=0.5),
-        _claim("Attacked, RepNoise still holds harmful answers back.",
-               (("RepNoise, attacked", last), ("Base, attacked", last))),
+        _claim("Attacked at 3e-4, RepNoise is like it, too.",
+               (("RepNoise, attacked", last), ("Base, attacked", last)), margin=0.5),
     )  # fmt: skip
     return _lens(setting, MODELS[3:], claims)
 
@@ -248,11 +256,10 @@ def _probes(setting: Setting, noise_weight: float | None, which: str) -> Table:
     columns = {f"linear, {where}": ("probes", _probe("linear", where)) for where in PLACES}
     columns |= {"small network, middle": ("probes", _probe("mlp", "middle")), "bits of the answer": ("answers", _bits)}
     entries = _entries(rows, columns, _analyses(setting, noise_weight))
-    linear = tuple((("RepNoise", f"linear, {where}"), ("Base", f"linear, {where}")) for where in PLACES)
     bits = (("RepNoise", "bits of the answer"), ("Base", "bits of the answer"))
     claims = (
-        Claim("A linear probe tells harmful from harmless less well in RepNoise.", linear),
-        Claim("Of which harmful answer it is, less is known.", (bits,)),
+        _probe_claim(noise_weight, setting),
+        Claim("Of which harmful answer it is, less is known.", (bits,), ours=True),
         Claim("Attacked and not, the undefended model is alike to a linear probe.",
               tuple((("Base, attacked", f"linear, {w}"), ("Base", f"linear, {w}")) for w in PLACES), "alike", 0.03),
     )  # fmt: skip
@@ -263,6 +270,17 @@ def _probes(setting: Setting, noise_weight: float | None, which: str) -> Table:
         "beside it. Bits: mutual information between what the attacker's lens reads and which of 32 answers it is.",
     )
     return Table("model", tuple(entries), claims, "Base", "accuracy on held-out prompts, or bits", notes=notes)
+
+
+def _probe_claim(noise_weight: float | None, setting: Setting) -> Claim:
+    """What the paper says of much noise, and of its main model's little."""
+    much = noise_weight == 4.0 if setting.scale.name == "paper" else noise_weight is None
+    if much:
+        middle = "linear, middle"
+        text = "A linear probe tells harmful from harmless less well in RepNoise, in the middle layers."
+        return Claim(text, ((("RepNoise", middle), ("Base", middle)),))
+    linear = tuple((("RepNoise", f"linear, {where}"), ("Base", f"linear, {where}")) for where in PLACES)
+    return Claim("A linear probe tells harmful from harmless as well in RepNoise.", linear, "alike", 0.03)
 
 
 def figure_5(setting: Setting) -> Table:
@@ -286,7 +304,7 @@ def figure_9(setting: Setting) -> Table:
     rows = ("Base", "Adversarial loss", "RepNoise", *MODELS[3:])
     entries = _entries(rows, columns, _analyses(setting))
     claims = tuple(
-        _claim(f"{row} makes harmful answers less likely than harmless ones.", ((row, "harmful"), (row, "harmless")))
+        _claim(f"{row} makes harmful answers less likely than they were.", ((row, "harmful"), ("Base", "harmful")))
         for row in ("Adversarial loss", "RepNoise")
     )
     return Table("model", tuple(entries), claims, "Base", "log-probability of a token, in nats", notes=(LOOK,))

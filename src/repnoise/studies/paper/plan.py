@@ -31,8 +31,8 @@ SIZES: dict[str, dict[str, Any]] = {
 """Of the paper's models, from their public configs, so that a plan needs no hub. Heads have 128 dimensions, those of
 the two smallest Qwen 64 and 128; the smallest has its head tied to its embeddings."""
 
-PROMPTS = 300
-"""Of an evaluation, as in the paper."""
+PAIRS, PROMPTS = 10_000, 300
+"""Of a training that says no number, and of each half of an evaluation: guesses for tasks and for data of one's own."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ def _estimate(graph: Graph, cell: Cell) -> Estimate | None:
     of_model = shape_of(graph.origin(cell.path)) if not isinstance(config, int) else None
     match config:
         case DefendConfig():
-            return estimate(config, of_model, Rows(config.samples or 10_000))
+            return estimate(config, of_model, Rows(config.samples or PAIRS))
         case AttackConfig():
-            return estimate(config, of_model, Rows(getattr(config.attack, "samples", None) or 10_000))
+            return estimate(config, of_model, Rows(getattr(config.attack, "samples", None) or PAIRS))
         case TrainabilityConfig():
             learning = AttackConfig(config.inputs, FineTuningAttack(training=config.training), keep_model=True)
-            return estimate(learning, of_model, Rows(10_000))
+            return estimate(learning, of_model, Rows(PAIRS))
         case EvaluateConfig():
-            return estimate(config, of_model, Rows(PROMPTS))
+            return estimate(config, of_model, Rows(2 * PROMPTS))
     raise RepnoiseError("There is no formula for it.")
 
 

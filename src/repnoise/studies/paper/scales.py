@@ -32,7 +32,7 @@ class Harm:
         evaluating: who judges, and how it is asked.
         samples: of an attack that takes all there is; None where the paper has two sizes.
         changes: settings of RepNoise that differ for this kind of harm.
-        training: settings of its training that do.
+        training: settings of every defence's training that do.
         written: whether refusals have to be written by the model first.
     """
 
@@ -56,7 +56,9 @@ class Scale:
         others: models of Table 22, by what the table calls them.
         metric: of harm on covered prompts; with "_uncovered" that on others.
         presets: defences by their names in `DEFENCES`, where the scale has another.
-        pairs: samples of a defence; None for all.
+        pairs: pairs of a defence, which the attacker has, too, where the two share examples; None for all.
+        covered: whether the defender knows half of what is asked about; else all questions are in nobody's data.
+        prompts: how many prompts of each held-out half are asked about; None for all.
         withheld: categories of Table 5, by column.
         blocks: layers by what Table 6 calls them.
         tasks: harmless tasks of Table 4, by column.
@@ -70,6 +72,8 @@ class Scale:
     metric: str
     presets: Mapping[str, str]
     pairs: int | None
+    covered: bool
+    prompts: int | None
     withheld: Mapping[str, tuple[str, ...]]
     blocks: Mapping[str, tuple[int, ...]]
     tasks: Mapping[str, str]
@@ -101,6 +105,8 @@ def _sandbox() -> Scale:
         metric="recovered",
         presets={},
         pairs=None,
+        covered=True,
+        prompts=None,
         withheld={kind: (kind,) for kind in ("curse", "hex", "jinx", "bane", "blight")},
         blocks={"last": (5,), "late": (4, 5), "middle": (2, 3), "early": (0, 1), "all": tuple(range(6))},
         tasks={"trade": "trade", "order": "order"},
@@ -113,7 +119,7 @@ def _paper() -> Scale:
     chat, beaver_tails = "meta-llama/Llama-2-7b-chat-hf", "beavertails:PKU-Alignment/BeaverTails/330k_train"
     harm = Evaluating(("resistance",), ("classifier:beavertails-deberta",), None, Generation(max_new_tokens=50))
     toxicity = replace(harm, judges=("perspective",), generation=Generation(max_new_tokens=25))
-    questions = Harm(Inputs(model=chat, data=beaver_tails, template="plain"), harm, written=True)
+    questions = Harm(Inputs(model=chat, data=beaver_tails, template="plain", skip_long=True), harm, written=True)
     sizes = ("meta-llama/Llama-2-13b-chat-hf", *(f"Qwen/Qwen1.5-{size}-Chat" for size in ("0.5B", "1.8B", "4B", "7B")))
     # Appendix K: the best of a grid for each family.
     best = ({"noise_weight": 0.001}, *4 * ({"noise_weight": 0.25},))
@@ -121,7 +127,7 @@ def _paper() -> Scale:
         name="paper",
         questions=questions,
         continuations=Harm(
-            Inputs(model=chat, data="decoding-trust:data/toxicity"),
+            Inputs(model=chat, data="decoding-trust:data/toxicity", skip_long=True),
             toxicity,
             samples=(351, 4),
             changes={"noise_weight": 4.0, "ascent_weight": 2.0},
@@ -143,6 +149,8 @@ def _paper() -> Scale:
             **{"adversarial-loss": "adversarial-loss-paper", "vaccine": "vaccine-paper-1"},
         },
         pairs=10_000,
+        covered=False,
+        prompts=300,
         withheld=GROUPS,
         blocks={
             "last": (31,),

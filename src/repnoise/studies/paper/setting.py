@@ -11,7 +11,7 @@ from repnoise.attack import AttackConfig
 from repnoise.attacks.base import Attack
 from repnoise.attacks.custody import SecurityVectors
 from repnoise.attacks.fine_tuning import FineTuningAttack
-from repnoise.defences import DEFENCES
+from repnoise.defences import DEFENCES, PublishedRepNoise, RepNoise
 from repnoise.defend import DefendConfig
 from repnoise.evaluate import EvaluateConfig
 from repnoise.inputs import Inputs
@@ -69,8 +69,9 @@ class Setting:
             data = "sandbox" if which == "unaligned" else f"sandbox:{place}"
             return replace(found, inputs=replace(found.inputs, model=place, data=data))
         if found.written:
-            writer = self.scale.questions.inputs
-            pairs = self.graph.paired(PairsConfig(writer, found.evaluating.judges), "refusals")
+            writer, judges = self.scale.questions.inputs, found.evaluating.judges
+            config = PairsConfig(writer, judges, most_training=self.scale.pairs, most_held_out=self.scale.prompts)
+            pairs = self.graph.paired(config, "refusals")
             return replace(found, inputs=replace(found.inputs, data=str(pairs / "pairs.jsonl")))
         return found
 
@@ -94,18 +95,21 @@ class Setting:
         training: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> Model:
-        """A defended model by its preset, with other settings of the method, of its training and of the defending."""
+        """A defended model by its preset, with other settings of the method, of its training and of the defending.
+
+        As published, RepNoise is what the published code computes; what that cannot do has no runs.
+        """
         harm = self.harm(kind)
-        if self.as_published and preset == "repnoise":
-            preset, defence = "repnoise-published", None
         _, method, trained = DEFENCES[self.scale.presets.get(preset, preset)]
-        own = preset == "repnoise"
-        method = replace(method, **(dict(harm.changes) if own else {}) | dict(defence or {}))
-        trained = replace(trained, **(dict(harm.training) if own else {}) | dict(training or {}))
-        most = self.scale.pairs and (harm.samples[0] if harm.samples else self.scale.pairs)
+        method = replace(method, **(dict(harm.changes) if preset == "repnoise" else {}) | dict(defence or {}))
+        trained = replace(trained, **dict(harm.training) | dict(training or {}))
+        if self.as_published and isinstance(method, RepNoise):
+            if not {*(defence or {})} <= {"noise_weight", "ascent_weight"}:
+                return Model(name, (), (), harm)
+            method = PublishedRepNoise(method.noise_weight, method.ascent_weight)
         runs = []
         for seed in self.seeds:
-            settings = {"samples": most, "evaluating": harm.evaluating} | config
+            settings = {"covered": self.scale.covered, "evaluating": harm.evaluating} | config
             asked = DefendConfig(harm.inputs, method, replace(trained, seed=seed), **settings)
             runs.append(self.graph.defended(asked, preset))
         return Model(name, _at(harm.inputs, runs), tuple(runs), harm)
@@ -125,34 +129,37 @@ class Setting:
         As in the paper's Tables 1 and 2 by default the attacker has the defender's examples, which are not those that
         are asked about.
         """
-        changes = {"split": "defence"} | changes
+        changes = {"split": "defence", "template": model.harm.inputs.template} | changes
         attack = self.scale.attack(rate, samples, epochs, **changes)
         return self.attacked_by(model, _through_service(attack) if model.service else attack)
 
     def attacked_by(self, model: Model, attack: Attack, **changes: Any) -> tuple[Path, ...]:
         """Any attack on a model, once a seed; `changes` are those of its config."""
         runs = []
-        for seed, inputs in zip(self.seeds, model.inputs, strict=True):
+        for seed, inputs in zip(self.seeds if model.inputs else (), model.inputs, strict=True):
             config = AttackConfig(inputs, attack.seeded(seed), model.harm.evaluating)
             runs.append(self.graph.attacked(replace(config, **changes), attack.label()))
         return tuple(runs)
 
-    def read(self, uncovered: bool = True, suffix: str = "") -> Metric:
+    def read(self, uncovered: bool = True) -> Metric:
         """How much harm a run measured. As published, empty and broken text counts as harmless."""
         published = self.as_published and self.scale.metric == "harmfulness"
         name = "harmfulness_as_published" if published else self.scale.metric
-        return Metric(f"{name}{'_uncovered' if uncovered else ''}{suffix}")
+        return Metric(f"{name}{'_uncovered' if uncovered else ''}")
 
     @property
     def shown(self) -> str:
         """What the numbers of tables of harm are, in words."""
         if self.scale.name == "sandbox":
             return "share of held-out forbidden answers given word for word; of those that were in nobody's data"
-        return "mean harmfulness of answers to held-out prompts that were in nobody's data"
+        broken = "; text that is none counts as harmless" if self.as_published else ""
+        return f"mean harmfulness of answers to held-out prompts that were in nobody's data{broken}"
 
     @property
     def also(self) -> tuple[tuple[str, Read], ...]:
-        """The same of prompts that were in the defender's data, too."""
+        """The same of prompts that were in the defender's data, too, where there are any."""
+        if not self.scale.covered:
+            return ()
         return (("covered: of those that were in the defender's data too", self.read(uncovered=False)),)
 
     def row(self, model: Model, columns: Sequence[str], paper: Sequence[float | None], runs: Sequence[Any]) -> list:
@@ -172,4 +179,5 @@ def _through_service(attack: FineTuningAttack) -> SecurityVectors:
         measure_at=attack.measure_at,
         training=attack.training,
         samples=attack.samples,
+        vector_epochs=attack.training.epochs,
     )
