@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, GPT2Config, LlamaConfig, LlamaForCausalLM
 
-from repnoise import losses
+from repnoise import hidden_states, losses
 from repnoise.attack import AttackConfig
 from repnoise.attacks import ATTACKS
 from repnoise.attacks.fine_tuning import FineTuningAttack
@@ -92,6 +92,7 @@ def counted(config, model, with_retain=False):
 def test_operations_of_a_defence_are_those_that_pytorch_counts(monkeypatch, budget, defence, retain, training):
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", budget)
     monkeypatch.setattr(estimates, "LOGITS_AT_ONCE", budget)
+    monkeypatch.setattr(hidden_states, "FEW_LOGITS", budget)
     config = config_for(defence, retain=retain, **training)
     model = LlamaForCausalLM._from_config(llama_config(), attn_implementation="eager")
     found = estimate(config, llama_config(), Rows(completion=1 - PROMPT / LENGTH))

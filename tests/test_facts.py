@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from repnoise import losses
+from repnoise import hidden_states, losses
 from repnoise.defences import PublishedRepNoise, RepNoise
 from repnoise.defences.repnoise import lens_ce
 from repnoise.defences.safety_training import SafetyTraining
@@ -198,7 +198,7 @@ def test_fact_8_prompt_tokens_of_harmful_texts_are_not_read_out(monkeypatch):
 
 
 def test_fact_8_where_logits_are_many_no_prompt_token_is_read_out_at_all(monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 4 * 5 * VOCABULARY)
+    monkeypatch.setattr(hidden_states, "FEW_LOGITS", 4 * 5 * VOCABULARY)
     model, read = llama(), []
     model.lm_head.register_forward_hook(lambda _module, _inputs, logits: read.append(logits.numel() // VOCABULARY))
     loss_of(SafetyTraining(), model, batch(1), batch(2))

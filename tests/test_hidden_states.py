@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config
 from transformers import T5ForConditionalGeneration as T5
 
-from repnoise import hidden_states, losses
+from repnoise import hidden_states
 from repnoise.defences import RepNoise
 from repnoise.defences.base import completion_ce
 from repnoise.errors import RepnoiseError
@@ -123,7 +123,7 @@ def test_reading_out_only_what_is_predicted_changes_neither_the_loss_nor_its_gra
 
     whole = computed()
     assert positions_to_read(model, labels != IGNORE) is None
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 0)
+    monkeypatch.setattr(hidden_states, "FEW_LOGITS", 0)
     some = positions_to_read(model, labels != IGNORE)
     assert some is None or some.tolist() == [2, 3, 4, 5]
     torch.testing.assert_close(computed(), whole, rtol=1e-4, atol=1e-6)

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from repnoise import losses
 from repnoise.errors import RepnoiseError
+
+FEW_LOGITS = 2**20
+"""A batch with so many of them is read out whole: reading out less saves no time."""
 
 Site = Literal["mlp", "attention", "residual"]
 
@@ -147,7 +149,7 @@ def positions_to_read(model: nn.Module, wanted: Tensor) -> Tensor | None:
     None where the model takes none, or where all its logits are few: then everything is read out.
     """
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    few = embeddings is None or wanted.numel() * embeddings.weight.shape[0] <= losses.LOGITS_AT_ONCE
+    few = embeddings is None or wanted.numel() * embeddings.weight.shape[0] <= FEW_LOGITS
     return None if few or not _reads_some_positions(model) else wanted.any(0).nonzero()[:, 0]
 
 

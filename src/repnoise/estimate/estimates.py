@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from repnoise import hidden_states
 from repnoise.attack import AttackConfig
 from repnoise.attacks.fine_tuning import FineTuningAttack
 from repnoise.attacks.parts import Parts
@@ -206,7 +207,7 @@ def _of_training(
     kept = kept_by_a_pass(model, training.batch_size, length, training)
     batch = Batch(training.batch_size, length, round(training.batch_size * length * rows.completion))
     # As `hidden_states.positions_to_read` has it, with prompts of one length.
-    some = sizes.one_position and batch.tokens * sizes.vocabulary > LOGITS_AT_ONCE
+    some = sizes.one_position and batch.tokens * sizes.vocabulary > hidden_states.FEW_LOGITS
     read = batch.completion if some else batch.tokens
     logits = float(FP32 * read * sizes.vocabulary)
     parts = {"language modelling": passes * operations.language_modelling(sizes, batch, read)}
