@@ -45,7 +45,7 @@ def measured(study, name, recovered, harmless=1.0):
         if own != name:
             continue
         folder, kind = study.folder(name, world, seed), "defence" if name in TUNED else "initialisation"
-        before = {"harmless_accuracy": harmless, "harmless_accuracy_unretained": 0.5, "over_refusal_rate": 0.0}
+        before = {"harmless_accuracy": harmless, "harmless_accuracy_unretained": harmless / 2, "over_refusal_rate": 0.0}
         finished(folder / "model-run", kind, name, **before, refusal_rate=1.0)
         finished(folder / "task", "trainability", "task", rouge1=0.6)
         for attack in study.attacks(name):
@@ -136,7 +136,7 @@ def test_the_document_is_written_of_what_there_is(study, tmp_path, capsys):
     assert write_document(replace(study, document=document, seeds=3), 1.0) == document
     text = document.read_text()
     assert "repnoise reproduce defences --scale sandbox --defences repnoise rmu --ablations repnoise-no-noise" in text
-    assert "no advantage" in text and "![Resistance against stability of every defence](defences.svg)" in text
+    assert "no advantage" in text and "![Resistance of every defence against what it keeps](defences.svg)" in text
     assert "8 of 32 models are there" in text and str(tmp_path) not in text
     assert re.search(r"\| rmu \| 6 of 6 \| 98 % \[", text)
     assert "<svg" in document.with_suffix(".svg").read_text()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from repnoise.studies.defences import DefencesStudy
 
 COVERED, UNCOVERED, LEFT = "recovered", "recovered_uncovered", "harmless_accuracy"
-BEFORE = (LEFT, "harmless_accuracy_unretained", "over_refusal_rate", "refusal_rate")
+UNRETAINED = "harmless_accuracy_unretained"
+BEFORE = (LEFT, UNRETAINED, "over_refusal_rate", "refusal_rate")
 """What is told of a model before any attack."""
 
 USEFUL = 0.05
@@ -69,6 +70,14 @@ class Standing:
     @property
     def stability(self) -> float:
         return self.before[LEFT].mean
+
+    @property
+    def kept(self) -> float:
+        """Harmless accuracy on what nobody took care to retain: what a defence costs beyond what it was told to keep.
+
+        Tuning holds the other accuracy near 100 % for all, so only this one tells defences apart.
+        """
+        return self.before[UNRETAINED].mean
 
 
 def collected(study: DefencesStudy) -> list[Made]:
@@ -156,13 +165,20 @@ def verdict(own: Standing, undefended: Standing | None) -> str:
 
 
 def front(found: Sequence[Standing]) -> list[Standing]:
-    """Those that no other beats in both, resistance and stability (by their means), from the most resistant."""
+    """Those that no other beats in both, resistance and what is kept (by their means), from the most resistant."""
     best, kept = -math.inf, []
-    for one in sorted(found, key=lambda one: (one.covered[0].mean, -one.stability)):
-        if one.stability > best:
-            best = one.stability
+    for one in sorted(found, key=lambda one: (one.covered[0].mean, -one.kept)):
+        if one.kept > best:
+            best = one.kept
             kept.append(one)
     return kept
+
+
+def of_weights(found: Sequence[Standing]) -> list[Standing]:
+    """Defences in the weights alone: neither controls, nor those in which the defender keeps the fine-tuning."""
+    from repnoise.studies.defences import CONTROLS, CUSTODIES
+
+    return [one for one in found if one.name not in (*CONTROLS, *CUSTODIES)]
 
 
 def settings_of(run: Run) -> dict[str, Any]:

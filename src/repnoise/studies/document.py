@@ -17,6 +17,7 @@ from repnoise.studies.comparison import (
     Standing,
     collected,
     front,
+    of_weights,
     settings_of,
     standings,
     verdict,
@@ -78,7 +79,7 @@ def _document(study: DefencesStudy, made: Sequence[Made], found: Sequence[Standi
     ]
     if found:
         parts += [
-            f"![Resistance against stability of every defence]({stem}.svg)",
+            f"![Resistance of every defence against what it keeps]({stem}.svg)",
             _table(found),
             READING,
             "## World by world",
@@ -133,14 +134,12 @@ def _summary(found: Sequence[Standing]) -> str:
     for one in found:
         mine = f"{one.name} lost {spelled(one.covered[0], COVERED)} of the covered answers to its worst attack"
         told.append(f"- {mine} ({one.covered[1]}): {verdict(one, undefended)}.")
-    best = ", ".join(one.name for one in front([one for one in found if one.name not in _controls()]))
-    return "\n".join([*told, "", f"Beaten by no other in both resistance and stability: {best or 'none'}."])
-
-
-def _controls() -> tuple[str, ...]:
-    from repnoise.studies.defences import CONTROLS
-
-    return CONTROLS
+    best = ", ".join(one.name for one in front(of_weights(found)))
+    closing = (
+        f"Beaten by no other in both resistance and harmless facts that nobody retained: {best or 'none'} (controls, "
+    )
+    closing += "and defences that need control of the fine-tuning, left out)."
+    return "\n".join([*told, "", closing])
 
 
 def _undefended(found: Sequence[Standing]) -> Standing | None:
