@@ -8,7 +8,7 @@ import multiprocessing.connection
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
     """
     failed: dict[Path, str] = {}
     made_here = {cell.path for cell in cells}
-    done = {path for cell in cells for path in cell.needs if path not in made_here and _finished(path)}
+    done = {path for cell in cells for path in cell.needs if path not in made_here and finished(path)}
     waiting = list(cells)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork.
     size = min(jobs or os.cpu_count() or 1, len(cells)) or 1
@@ -86,6 +86,14 @@ def run_all(cells: Sequence[Cell], jobs: int | None = None) -> dict[Path, str]:
     return failed
 
 
+def raise_failed(failed: Mapping[str, str]) -> None:
+    """Print what failed with the reasons and raise RepnoiseError, if anything did."""
+    for what, reason in failed.items():
+        print(f"Failed: {what}: {reason}")
+    if failed:
+        raise RepnoiseError(f"{len(failed)} cells failed; the reasons are above.", exit_code=1)
+
+
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[Cell], None]]:
     """A bar of cells; what it yields is called with each that is done."""
@@ -107,7 +115,7 @@ def made(cell: Cell) -> str:
     What an interruption left half-done is done anew, unless the cell goes on with it.
     """
     try:
-        if not cell.resumes and (cell.path / "run.json").exists() and not _finished(cell.path):
+        if not cell.resumes and (cell.path / "run.json").exists() and not finished(cell.path):
             shutil.rmtree(cell.path)
         cell.make(cell.path, cell.name)
     except RepnoiseError as error:
@@ -115,7 +123,8 @@ def made(cell: Cell) -> str:
     return ""
 
 
-def _finished(path: Path) -> bool:
+def finished(path: Path) -> bool:
+    """Whether a directory holds a finished run."""
     return (path / "run.json").exists() and load_run(path).finished
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from repnoise.statistics import Interval
 
@@ -85,6 +87,13 @@ def within_bounds(interval: Interval, metric: str) -> Interval:
         return interval
     high = min(1.0, interval.high) if is_share(metric) else interval.high
     return Interval(interval.mean, max(0.0, interval.low), high, interval.n, interval.unscored)
+
+
+def recorded(found: Mapping[str, Any] | None) -> Interval:
+    """A metric as a run's file has it; a mean of NaN where there is none."""
+    found = found or {}
+    value = math.nan if found.get("value") is None else found["value"]
+    return Interval(value, found.get("low"), found.get("high"), found.get("n") or 0, found.get("unscored") or 0)
 
 
 def number(value: float | None, metric: str) -> str:

@@ -32,15 +32,20 @@ class Interval:
             return True
         return self.low <= other.high and other.low <= self.high
 
-    def surely_below(self, other: Interval) -> bool:
-        """Whether the interval of the difference of two independent means is all on one side of 0.
+    def most_above(self, other: Interval) -> float | None:
+        """The upper limit of this mean less another, independent one; None where the limits it needs are not known.
 
-        The distances to the limits add in quadrature (Newcombe's hybrid, Statistics in Medicine 17, 1998, page 873), so
-        this may be so of intervals that overlap a little. Never of one that is not known.
+        The distances to the limits add in quadrature (Newcombe's hybrid, Statistics in Medicine 17, 1998, page 873).
         """
         if self.high is None or other.low is None:
-            return False
-        return math.hypot(self.high - self.mean, other.mean - other.low) < other.mean - self.mean
+            return None
+        return self.mean - other.mean + math.hypot(self.high - self.mean, other.mean - other.low)
+
+    def surely_below(self, other: Interval) -> bool:
+        """Whether the interval of the difference of two independent means is all below 0, which may be so of intervals
+        that overlap a little. Never of one that is not known."""
+        most = self.most_above(other)
+        return most is not None and most < 0
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:

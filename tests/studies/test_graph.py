@@ -46,21 +46,21 @@ def graph(tmp_path):
 
 
 def attacked(graph, model, keep=False):
-    return graph.attacked(AttackConfig(Inputs(str(model)), sandbox_attack(5, 1e-3), keep_model=keep), "attack")
+    return graph.run(AttackConfig(Inputs(str(model)), sandbox_attack(5, 1e-3), keep_model=keep), "attack")
 
 
 def test_who_asks_for_the_same_run_gets_the_same_cell_wherever_the_runs_lie(graph, tmp_path):
-    first = graph.defended(DEFENCE, "one name")
-    assert graph.defended(DEFENCE, "another name") == first and len(graph.cells) == 1
-    assert graph.defended(replace(DEFENCE, withhold=("hex",)), "one name") != first
+    first = graph.run(DEFENCE, "one name")
+    assert graph.run(DEFENCE, "another name") == first and len(graph.cells) == 1
+    assert graph.run(replace(DEFENCE, withhold=("hex",)), "one name") != first
     elsewhere = Graph(tmp_path / "elsewhere")
-    same = elsewhere.defended(DEFENCE, "one name")
+    same = elsewhere.run(DEFENCE, "one name")
     assert same.name == first.name
     assert attacked(elsewhere, same).name == attacked(graph, first).name
 
 
 def test_a_cell_needs_every_cell_whose_folder_its_config_names(graph):
-    defended, world = graph.defended(DEFENCE, "defence"), graph.world(1)
+    defended, world = graph.run(DEFENCE, "defence"), graph.world(1)
     assert graph.cells[attacked(graph, defended)].needs == (defended,)
     inputs = Inputs(world, f"sandbox:{world}")
     undefended = graph.initialised(EvaluateConfig(inputs), "undefended")
@@ -71,7 +71,7 @@ def test_a_cell_needs_every_cell_whose_folder_its_config_names(graph):
 
 
 def test_only_what_is_wanted_is_made_with_all_that_it_needs_and_nothing_twice(graph):
-    defended, other = graph.defended(DEFENCE, "defence"), graph.defended(replace(DEFENCE, covered=False), "other")
+    defended, other = graph.run(DEFENCE, "defence"), graph.run(replace(DEFENCE, covered=False), "other")
     wanted = attacked(graph, defended)
     assert graph.make({wanted}, pretend) == {} and MADE == ["defence", "attack"]
     graph.make({wanted, other}, pretend)
@@ -88,9 +88,9 @@ def test_a_finished_world_counts_as_there(graph):
 
 
 def test_attacked_weights_go_when_all_who_need_them_are_done_and_come_back_when_they_are_wanted_once_more(graph):
-    defended = graph.defended(DEFENCE, "defence")
+    defended = graph.run(DEFENCE, "defence")
     kept = attacked(graph, defended, keep=True)
-    twice = graph.attacked(AttackConfig(Inputs(str(kept)), sandbox_attack(5, 1e-3)), "attacked twice")
+    twice = graph.run(AttackConfig(Inputs(str(kept)), sandbox_attack(5, 1e-3)), "attacked twice")
     graph.make({kept}, pretend)
     assert graph.free() == 0
     graph.make({twice}, pretend)

@@ -191,35 +191,27 @@ def _fingerprint(found: Material) -> str:
 
 def _write(run: Run, findings: dict[str, Findings], words: Probe, origins: dict[str, Any], found: Material) -> None:
     """A JSON file for each kind of result, by model; and the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from repnoise.analysis.figures import GROUPS, model_styles
     from repnoise.analysis.readings import sections
+    from repnoise.report.pages import rendered
 
     for name in (part.name for part in fields(next(iter(findings.values())))):
         results = {title: _finite(plain(getattr(one, name))) for title, one in findings.items()}
         write_json(run.path / f"{name}.json", results)
     write_json(run.path / "words.json", _finite(plain(words)))
     look = model_styles(list(findings))
-    page = Environment(
-        loader=PackageLoader("repnoise"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("analysis.html.j2")
     counts = {group: len(rows) for group, rows in found.rows.items()}
-    text = page.render(
-        title=next(iter(findings)),
-        sections=sections(findings, words, look),
-        origins=origins,
-        colours={title: look[title].variable for title in findings},
-        groups={group: {"count": count, "colour": GROUPS[group].variable} for group, count in counts.items()},
-        paired=found.paired,
-        data=run.record["config"]["inputs"]["data"],
-        base=BASE in findings,
-    )
-    write_text(run.path / "analysis.html", text)
+    contents = {
+        "title": next(iter(findings)),
+        "sections": sections(findings, words, look),
+        "origins": origins,
+        "colours": {title: look[title].variable for title in findings},
+        "groups": {group: {"count": count, "colour": GROUPS[group].variable} for group, count in counts.items()},
+        "paired": found.paired,
+        "data": run.record["config"]["inputs"]["data"],
+        "base": BASE in findings,
+    }
+    write_text(run.path / "analysis.html", rendered("analysis.html.j2", contents))
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from repnoise.attacks import ATTACKS, Attack
 from repnoise.metrics import HEADLINES, name_of, number
 from repnoise.report.breaking import Heat, heat_of, reference_of
+from repnoise.report.pages import grid
 from repnoise.report.summary import NO_ATTACK, Lineage, Row, curve_of
 from repnoise.runs import Run, restored
 
@@ -22,12 +23,11 @@ def attack_table(runs: Sequence[Run], rows: Sequence[Row]) -> str:
     if metric is None:
         return ""
     heat, run_of = heat_of(rows, metric), _one_of_each(runs, reference_of(rows))
-    lines = [
+    table = grid(
         ["attack", "needs", "steps", "FLOPs", "source", *heat.models],
+        ([attack, *_told(run_of[attack]), *_effects(heat, attack)] for attack in heat.attacks),
         ["---", "---", "---:", "---:", "---", *("---:" for _ in heat.models)],
-        *([attack, *_told(run_of[attack]), *_effects(heat, attack)] for attack in heat.attacks),
-    ]
-    table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    )
     beside = f" / {name_of(heat.utility)} after it" if heat.utility else ""
     seeds = len({row["attack_seed"] for row in rows} - {None})
     over = f"means over {seeds} attack seeds (one where nothing is drawn)" if seeds > 1 else "one attack seed"

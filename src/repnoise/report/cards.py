@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from repnoise.cost import cost_to_break, survival
-from repnoise.metrics import NAMES, is_share, name_of, spelled
+from repnoise.metrics import NAMES, is_share, name_of, recorded, spelled
 from repnoise.report.breaking import COSTS, breaking
 from repnoise.report.lineage import NO_ATTACK, TRAINED, Lineage, data_of
 from repnoise.report.summary import Row, attacks_in_order, curve_of, estimate, models, worst_rows
@@ -226,10 +226,7 @@ def _whose(found: _Measured) -> str:
 
 def _start(curves: Sequence[list[dict[str, Any]]]) -> Interval:
     """ROUGE-1 before training: greedy decoding of one model, so every run has the same."""
-    first = next((curve[0]["metrics"]["rouge1"] for curve in curves if curve), None)
-    if first is None or first["value"] is None:
-        return Interval(math.nan, None, None, 0)
-    return Interval(first["value"], first["low"], first["high"], first["n"])
+    return recorded(next((curve[0]["metrics"]["rouge1"] for curve in curves if curve), None))
 
 
 def _relearned(curves: dict[str, list[list[dict[str, Any]]]], final: float) -> dict[str, str]:

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from repnoise.metrics import NAMES, is_share, number, within_bounds
+from repnoise.metrics import NAMES, is_share, number, recorded, within_bounds
 from repnoise.report.curves import Curve
 from repnoise.report.dot_drawing import Dots, dot_picture
 from repnoise.report.drawing import Figure, Style, curve_panel, training_panel
 from repnoise.report.lineage import NO_ATTACK, Lineage, Setting, setting_of
-from repnoise.report.summary import Row, curve_of, defence_order, estimate, headline_of, interval_of, worst_rows
+from repnoise.report.summary import Row, curve_of, defence_order, estimate, headline_of, worst_rows
 from repnoise.runs import Run, fingerprint, read_rows
 from repnoise.statistics import Interval, independent_runs, pooled_interval
 
@@ -106,9 +106,8 @@ def _curve(defence: str, attack: str, runs: Sequence[Run], metric: str, worst: b
     for run in runs:
         seed = lineage.place(run)[1]
         for row in curve_of(run):
-            found = row["metrics"].get(metric) or {}
-            if found.get("value") is not None and math.isfinite(found["value"]):
-                point = Interval(found["value"], found.get("low"), found.get("high"), found.get("n") or 0)
+            point = recorded(row["metrics"].get(metric))
+            if math.isfinite(point.mean):
                 points.setdefault(row["step"], []).append((seed, point))
     whole = {step: found for step, found in sorted(points.items()) if len(found) == len(runs)}
     if not whole:
@@ -192,7 +191,7 @@ def _under_attack(metric: str, rows: Sequence[Row]) -> Dots:
     ticks: dict[str, float] = {}
     for row in worst_rows(rows):
         if row["metric"] == metric:
-            points[row["defence"]] = interval_of(row)
+            points[row["defence"]] = recorded(row)
             ticks |= {row["defence"]: row["worst_seed"]} if row["seeds"] > 1 else {}
         elif row["metric"] == headline_of(rows, row["defence"]) and metric not in (*HARMS[0], *HARMS[1]):
             points.setdefault(row["defence"], estimate(rows, row["defence"], row["attack"], metric)[0])

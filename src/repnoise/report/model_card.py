@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from repnoise.errors import RepnoiseError
-from repnoise.metrics import limits, name_of, number
+from repnoise.metrics import limits, name_of, number, recorded
 from repnoise.report.pages import rendered
 from repnoise.runs import Run, fingerprint, load_run, write_text
-from repnoise.statistics import Interval
 
 CARD = "README.md"
 _MARK = re.compile(r"\n<!-- repnoise ([0-9a-f]{16}): [^\n]* -->\n\Z")
@@ -151,9 +150,8 @@ def _measured(metrics: dict[str, Any]) -> list[tuple[str, str, str, int]]:
     """Every metric but those of single categories: name, value, interval, how many prompts."""
     lines = []
     for metric, found in metrics.items():
-        if "@" not in metric and found.get("value") is not None:
-            interval = Interval(float(found["value"]), found.get("low"), found.get("high"), found.get("n") or 0)
-            if not math.isnan(interval.mean):
-                shown = (name_of(metric), number(interval.mean, metric), limits(interval, metric) or "–", interval.n)
-                lines.append(shown)
+        interval = recorded(found)
+        if "@" not in metric and not math.isnan(interval.mean):
+            shown = (name_of(metric), number(interval.mean, metric), limits(interval, metric) or "–", interval.n)
+            lines.append(shown)
     return lines

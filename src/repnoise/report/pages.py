@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -24,6 +25,12 @@ def rendered(template: str, contents: dict[str, Any]) -> str:
 def inline_markdown(text: object) -> str:
     """Text that Markdown shows as it is, in a line and in a cell of a table: no tags, links, emphasis or columns."""
     return re.sub(r"([\\|`*]|<(?=[A-Za-z/!?])|(?<=\])\()", r"\\\1", " ".join(str(text).split()))
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]], under: Sequence[str] = ()) -> str:
+    """A table in Markdown; `under` the head stand its dashes, with colons where columns are not to the left."""
+    lines = [head, under or ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def unbroken(text: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from repnoise.metrics import HARM, HEADLINES, within_bounds
+from repnoise.metrics import HARM, HEADLINES, recorded, within_bounds
 from repnoise.report.lineage import CONTROLS, NO_ATTACK, Lineage, data_of, run_names, setting_of
 from repnoise.runs import Run, read_rows
 from repnoise.statistics import Interval, independent_runs, pooled_interval, worst_case
@@ -101,8 +101,7 @@ def estimate(rows: Iterable[Row], defence: str, attack: str, metric: str) -> tup
     groups: dict[int | None, list[Interval]] = {}
     for row in rows:
         if (row["defence"], row["attack"], row["metric"]) == (defence, attack, metric):
-            measured = Interval(_float(row["value"]), row["low"], row["high"], row["n"] or 0)
-            groups.setdefault(row["seed"], []).append(measured)
+            groups.setdefault(row["seed"], []).append(recorded(row))
     runs = independent_runs(groups.values())
     return within_bounds(pooled_interval(runs), metric), [run.mean for run in runs if not math.isnan(run.mean)]
 
@@ -141,15 +140,6 @@ def worst_rows(rows: Sequence[Row]) -> list[Row]:
                 | {"base": own[0]["base"]}
             )
     return found
-
-
-def interval_of(worst: Row) -> Interval:
-    """The numbers of a row as an interval."""
-    return Interval(_float(worst["value"]), worst["low"], worst["high"], worst["n"] or 0)
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _number(value: Any) -> float | None:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from repnoise.metrics import HEADLINES, NAMES, limits, number
+from repnoise.metrics import HEADLINES, NAMES, limits, number, recorded
 from repnoise.report.cards import caption, difference, scorecard
 from repnoise.report.latex import PaperTable
 from repnoise.report.lineage import NO_ATTACK
 from repnoise.report.provenance import run_links, sources
-from repnoise.report.summary import Row, attacks_in_order, estimate, interval_of, models, worst_rows
+from repnoise.report.summary import Row, attacks_in_order, estimate, models, worst_rows
 from repnoise.runs import Run
 from repnoise.statistics import Interval
 
@@ -35,7 +35,7 @@ def overview(rows: Sequence[Row]) -> dict[str, Any]:
         for metric in harms:
             found = own.get(metric)
             other = found["attack"] if found and found["attack"] != attack else ""
-            cells.append(cell(interval_of(found) if found else Interval(math.nan, None, None, 0), metric, note=other))
+            cells.append(cell(recorded(found) if found else Interval(math.nan, None, None, 0), metric, note=other))
         if harms:
             value = number(main["worst_seed"], main["metric"]) if main else "–"
             cells.append({"value": value, "limits": "", "note": ""})

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from repnoise.metrics import limits, name_of, number
+from repnoise.metrics import limits, name_of, number, recorded
 from repnoise.report.drawing import wrapped
 from repnoise.report.summary import Row
 from repnoise.report.tables import overview
 from repnoise.runs import Run
-from repnoise.statistics import Interval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,9 +50,7 @@ def metric_lines(title: str, metrics: dict[str, Any]) -> Table:
     for metric, found in metrics.items():
         if "@" in metric:
             continue
-        value = math.nan if found.get("value") is None else found["value"]
-        interval = Interval(value, found.get("low"), found.get("high"), found.get("n") or 0)
-        unscored = f" ({found['unscored']} unscored)" if found.get("unscored") else ""
-        count = f"{interval.n}{unscored}"
-        table.add_row(escape(name_of(metric)), number(value, metric), limits(interval, metric), count)
+        interval = recorded(found)
+        count = f"{interval.n} ({interval.unscored} unscored)" if interval.unscored else str(interval.n)
+        table.add_row(escape(name_of(metric)), number(interval.mean, metric), limits(interval, metric), count)
     return table

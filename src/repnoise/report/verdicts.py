@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from repnoise.metrics import HARM, NAMES, is_share, name_of, number, spelled
+from repnoise.metrics import HARM, NAMES, is_share, name_of, number, recorded, spelled
 from repnoise.report.lineage import CONTROLS, NO_ATTACK, Lineage
-from repnoise.report.summary import Row, attacks_in_order, curve_of, estimate, interval_of, models, worst_rows
+from repnoise.report.summary import Row, attacks_in_order, curve_of, estimate, models, worst_rows
 from repnoise.runs import Run
 
 READING = {
@@ -89,7 +89,7 @@ def _capital(text: str) -> str:
 
 
 def _outcome(own: Row) -> str:
-    value = spelled(interval_of(own), own["metric"])
+    value = spelled(recorded(own), own["metric"])
     harmful = "nats a token on held-out harmful answers, where higher resists"
     return {
         "recovered": f"gave up {value} of the covered held-out answers",
@@ -102,7 +102,7 @@ def _outcome(own: Row) -> str:
 
 
 def _given_up(uncovered: Row, own: Row) -> str:
-    value = spelled(interval_of(uncovered), uncovered["metric"])
+    value = spelled(recorded(uncovered), uncovered["metric"])
     return value if uncovered["attack"] == own["attack"] else f"{value} against {uncovered['attack']}"
 
 
@@ -115,8 +115,8 @@ def _comparison(own: Row, reference: dict[str, Row]) -> str:
         return (
             ", and the attacks on the undefended model were measured otherwise, so there is nothing to compare it with"
         )
-    theirs = spelled(interval_of(found), own["metric"])
-    if interval_of(own).overlaps(interval_of(found)):
+    theirs = spelled(recorded(found), own["metric"])
+    if recorded(own).overlaps(recorded(found)):
         return f", no advantage over the undefended model ({theirs}) that these runs can show"
     if HARM[own["metric"]] * (own["value"] - found["value"]) > 0:
         return f", worse than the undefended model ({theirs})"

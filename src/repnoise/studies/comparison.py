@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repnoise.metrics import recorded
 from repnoise.runs import Run, load_run
 from repnoise.statistics import Interval, independent_runs, pooled_interval, worst_case
 
@@ -35,10 +36,7 @@ class Made:
     run: Run
 
     def interval(self, metric: str) -> Interval:
-        measured = self.run.record["metrics"].get(metric) or {}
-        value = measured.get("value")
-        low, high = measured.get("low"), measured.get("high")
-        return Interval(math.nan if value is None else value, low, high, measured.get("n") or 0)
+        return recorded(self.run.record["metrics"].get(metric))
 
 
 @dataclass(frozen=True)

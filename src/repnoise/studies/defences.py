@@ -12,7 +12,7 @@ from typing import Any, Literal
 from repnoise.attack import attack as run_attack
 from repnoise.attack import preset_attack
 from repnoise.attacks import ATTACKS, SUITES
-from repnoise.cells import Cell, run_all
+from repnoise.cells import Cell, raise_failed, run_all
 from repnoise.defences import DEFENCES
 from repnoise.defend import DefendConfig, defend, initialise
 from repnoise.errors import RepnoiseError
@@ -108,10 +108,7 @@ class DefencesStudy:
             failed = run_all(self.cells(), self.jobs)
         place = write_document(self, time.perf_counter() - started)
         print(f"Document: {place}")
-        if failed:
-            for path, reason in failed.items():
-                print(f"Failed: {path}: {reason}")
-            raise RepnoiseError(f"{len(failed)} cells failed; the reasons are above.", exit_code=1)
+        raise_failed({str(path): reason for path, reason in failed.items()})
         return place
 
     def world(self, seed: int, filtered: bool = False) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from repnoise.attacks import SUITES
 from repnoise.metrics import number, spelled
-from repnoise.runs import PROVENANCE_PACKAGES, write_json, write_text
-from repnoise.statistics import Interval
+from repnoise.report.pages import grid
+from repnoise.runs import write_json, write_text
 from repnoise.studies.comparison import (
     COVERED,
     LEFT,
@@ -22,7 +22,7 @@ from repnoise.studies.comparison import (
     standings,
     verdict,
 )
-from repnoise.studies.markdown import grid, typed_options
+from repnoise.studies.markdown import as_json, typed_options, versions
 
 if TYPE_CHECKING:
     from repnoise.studies.defences import DefencesStudy
@@ -98,10 +98,6 @@ def _made_by(study: DefencesStudy, made: Sequence[Made]) -> str:
     wanted = study.models()
     whole = {(one.name, one.world, one.seed) for one in made if one.attack is None}
     spent = sum(one.run.record["seconds"] for one in made) + _tuning_seconds(study)
-    environment = made[0].run.record["environment"] if made else {}
-    versions = ", ".join(
-        f"{name} {version}" for name in PROVENANCE_PACKAGES if (version := _version(environment, name)) is not None
-    )
     options = typed_options(study, ("scale", "output_dir", "document", "jobs"))
     lines = [
         f"    repnoise reproduce defences --scale {study.scale}{options}",
@@ -110,14 +106,9 @@ def _made_by(study: DefencesStudy, made: Sequence[Made]) -> str:
         f"{study.trials} trials a defence included.",
         f"Worlds {', '.join(map(str, study.worlds))} (tuned on world {study.tuning_world}), {study.seeds} seeds of a "
         f"defence, {study.attack_seeds} attack seeds, {study.steps} training steps a defence.",
-        f"Attacks: {attacks}. {f'Versions: {versions}.' if versions else ''}".strip(),
+        f"Attacks: {attacks}. {versions(made[0].run.record if made else {})}".strip(),
     ]
     return "\n".join(lines)
-
-
-def _version(environment: dict[str, Any], name: str) -> str | None:
-    found = (environment.get("packages") or environment).get(name)
-    return found if isinstance(found, str) else None
 
 
 def _tuning_seconds(study: DefencesStudy) -> float:
@@ -135,11 +126,9 @@ def _summary(found: Sequence[Standing]) -> str:
         mine = f"{one.name} lost {spelled(one.covered[0], COVERED)} of the covered answers to its worst attack"
         told.append(f"- {mine} ({one.covered[1]}): {verdict(one, undefended)}.")
     best = ", ".join(one.name for one in front(of_weights(found)))
-    closing = (
-        f"Beaten by no other in both resistance and harmless facts that nobody retained: {best or 'none'} (controls, "
-    )
-    closing += "and defences that need control of the fine-tuning, left out)."
-    return "\n".join([*told, "", closing])
+    unbeaten = f"Beaten by no other in both resistance and harmless facts that nobody retained: {best or 'none'}"
+    left_out = "(controls, and defences that need control of the fine-tuning, left out)."
+    return "\n".join([*told, "", f"{unbeaten} {left_out}"])
 
 
 def _undefended(found: Sequence[Standing]) -> Standing | None:
@@ -195,17 +184,14 @@ def _settings(study: DefencesStudy, made: Sequence[Made]) -> str:
 
 
 def _json(one: Standing) -> dict[str, Any]:
-    def plain(interval: Interval | None) -> dict[str, Any] | None:
-        return None if interval is None else dict(vars(interval))
-
     return {
         "name": one.name,
         "models": one.models,
-        "covered": (plain(one.covered[0]) or {}) | {"attack": one.covered[1]},
-        "uncovered": (plain(one.uncovered[0]) or {}) | {"attack": one.uncovered[1]},
+        "covered": (as_json(one.covered[0]) or {}) | {"attack": one.covered[1]},
+        "uncovered": (as_json(one.uncovered[0]) or {}) | {"attack": one.uncovered[1]},
         "worst_run": one.worst_run,
-        "left": plain(one.left),
-        "before": {metric: plain(interval) for metric, interval in one.before.items()},
-        "task": plain(one.task),
+        "left": as_json(one.left),
+        "before": {metric: as_json(interval) for metric, interval in one.before.items()},
+        "task": as_json(one.task),
         "seconds": one.seconds,
     }

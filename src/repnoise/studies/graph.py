@@ -12,14 +12,26 @@ from typing import Any
 from repnoise.analysis.command import AnalyzeConfig, analyze
 from repnoise.attack import AttackConfig, attack
 from repnoise.cells import Cell, run_all
+from repnoise.cells import finished as run_finished
 from repnoise.defend import DefendConfig, defend, initialise
 from repnoise.evaluate import EvaluateConfig, evaluate
 from repnoise.pairs import PairsConfig, pairs
-from repnoise.runs import Run, fingerprint, load_run, plain
+from repnoise.runs import Run, fingerprint, plain
 from repnoise.trainability import TrainabilityConfig, trainability
 
 Execute = Callable[[list[Cell], int | None], dict[Path, str]]
 """Makes cells, so many at a time, and tells which failed and why: `cells.run_all`, or one of `executors`."""
+
+
+KINDS: dict[type, tuple[str, Callable[..., Run]]] = {
+    PairsConfig: ("pairs", pairs),
+    DefendConfig: ("defence", defend),
+    AttackConfig: ("attack", attack),
+    EvaluateConfig: ("evaluation", evaluate),
+    TrainabilityConfig: ("trainability", trainability),
+    AnalyzeConfig: ("analysis", analyze),
+}
+"""Kind of run, and what makes it, by the class of its config."""
 
 
 @dataclass
@@ -31,35 +43,23 @@ class Graph:
     Attributes:
         root: where all runs go.
         cells: those that were asked for, each after what it needs.
-        configs: their settings, by directory; of worlds the seed.
+        configs: those of commands, by directory; worlds have none.
     """
 
     root: Path
     cells: dict[Path, Cell] = field(default_factory=dict)
     configs: dict[Path, Any] = field(default_factory=dict)
 
-    def paired(self, config: PairsConfig, name: str) -> Path:
-        return self._add("pairs", name, config, partial(pairs, config, resume=True))
-
-    def defended(self, config: DefendConfig, name: str) -> Path:
-        return self._add("defence", name, config, partial(defend, config, resume=True))
-
-    def attacked(self, config: AttackConfig, name: str) -> Path:
-        return self._add("attack", name, config, partial(attack, config, resume=True))
-
-    def evaluated(self, config: EvaluateConfig, name: str) -> Path:
-        return self._add("evaluation", name, config, partial(evaluate, config, resume=True))
-
-    def learned(self, config: TrainabilityConfig, name: str) -> Path:
-        return self._add("trainability", name, config, partial(trainability, config, resume=True))
-
-    def analysed(self, config: AnalyzeConfig, name: str) -> Path:
-        return self._add("analysis", name, config, partial(analyze, config, resume=True))
+    def run(self, config: Any, name: str) -> Path:
+        """The run of a command with this config."""
+        kind, make = KINDS[type(config)]
+        return self._add(kind, name, config, plain(config), partial(make, config, resume=True))
 
     def initialised(self, config: EvaluateConfig, name: str, seed: int = 0) -> Path:
         """The model as it is ("undefended"), or one of its shape that knows nothing ("random-initialisation")."""
+        settings = {"of": name, "seed": seed, "config": plain(config)}
         make = partial(_initialised, config=config, seed=seed)
-        return self._add("initialisation", name, {"of": name, "seed": seed, "config": config}, make, resumes=False)
+        return self._add("initialisation", name, config, settings, make, resumes=False)
 
     def world(self, seed: int, unaligned: bool = False) -> str:
         """Another world of the sandbox with its model, or a model of the same world that learned no refusals."""
@@ -69,11 +69,9 @@ class Graph:
         title = f"world {seed}{', unaligned' if unaligned else ''}"
         make = partial(built_world, seed=seed, alignment_steps=0 if unaligned else None)
         self.cells.setdefault(path, Cell(path, title, make, title=title))
-        self.configs.setdefault(path, seed)
         return str(path)
 
-    def _add(self, kind: str, name: str, config: Any, make: Any, resumes: bool = True) -> Path:
-        settings = plain(config)
+    def _add(self, kind: str, name: str, config: Any, settings: Any, make: Any, resumes: bool = True) -> Path:
         path = self.root / f"{kind}-{fingerprint(_anywhere(settings, str(self.root)))}"
         if path not in self.cells:
             needs = tuple(dict.fromkeys(place for place in _places(settings) if place in self.cells))
@@ -83,10 +81,9 @@ class Graph:
 
     def origin(self, path: Path) -> str:
         """The model that a cell's own goes back to: the first that no cell trains."""
-        config = self.configs[path]
-        if isinstance(config, int):
+        if path not in self.configs:
             return "sandbox"
-        model = (config["config"] if isinstance(config, dict) else config).inputs.model
+        model = self.configs[path].inputs.model
         return self.origin(Path(model)) if Path(model) in self.cells else model
 
     def needed(self, wanted: set[Path]) -> list[Cell]:
@@ -120,7 +117,7 @@ class Graph:
 
     def _lost(self, cell: Cell, waiting: set[Path]) -> bool:
         """Whether a finished run left a model that was freed since, and that a waiting cell starts from."""
-        freed = isinstance(self.configs[cell.path], AttackConfig | TrainabilityConfig) and not _has_model(cell.path)
+        freed = isinstance(self.configs.get(cell.path), AttackConfig | TrainabilityConfig) and not _has_model(cell.path)
         return freed and any(cell.path in self.cells[path].needs for path in waiting)
 
     def free(self) -> int:
@@ -138,7 +135,7 @@ class Graph:
 
 def finished(path: Path) -> bool:
     """Whether a cell's directory holds a finished run, or a whole world."""
-    return load_run(path).finished if (path / "run.json").exists() else (path / "world.json").exists()
+    return (path / "world.json").exists() or run_finished(path)
 
 
 def _has_model(path: Path) -> bool:

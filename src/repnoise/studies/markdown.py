@@ -1,15 +1,12 @@
-"""What the documents of studies have in common: tables, and the command that made them."""
+"""What the documents of studies have in common: the command that made them, and what made their runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+from repnoise.runs import PROVENANCE_PACKAGES
+from repnoise.statistics import Interval
 
 
 def typed_options(study: Any, hidden: Sequence[str]) -> str:
@@ -23,3 +20,14 @@ def typed_options(study: Any, hidden: Sequence[str]) -> str:
         values = "" if value is True else f" {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
         told += flag + values
     return told
+
+
+def versions(record: Mapping[str, Any]) -> str:
+    """The packages that a run was made with, as a sentence; nothing where it does not say."""
+    packages = (record.get("environment") or {}).get("packages") or {}
+    told = ", ".join(f"{name} {packages[name]}" for name in PROVENANCE_PACKAGES if packages.get(name))
+    return f"Versions: {told}." if told else ""
+
+
+def as_json(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else dict(vars(interval))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from repnoise.metrics import within_bounds
+from repnoise.metrics import recorded, within_bounds
 from repnoise.runs import Run, load_run, read_rows
 from repnoise.statistics import Interval, pooled_interval
-from repnoise.studies.graph import finished
 
 Where = tuple[str, str]
 """Row and column of an entry."""
@@ -37,11 +36,8 @@ class Metric:
 
     def __call__(self, run: Run) -> Interval | None:
         metrics = _at_start(run) if self.start else run.record["metrics"]
-        found = metrics.get(self.name)
-        if found is None or found["value"] is None:
-            return None
-        interval = Interval(found["value"], found["low"], found["high"], found["n"], found.get("unscored", 0))
-        return within_bounds(interval, self.name)
+        found = recorded(metrics.get(self.name))
+        return None if math.isnan(found.mean) else within_bounds(found, self.name)
 
 
 def _at_start(run: Run) -> dict:
@@ -74,8 +70,9 @@ class Entry:
     def interval(self, read: Read | None = None) -> Interval | None:
         """Over seeds and prompts; None while no run of it is finished, or none has the number."""
         read = read or self.read
-        measured = [read(load_run(path)) for path in self.runs if finished(path)]
-        known = [one for one in measured if one is not None and one.mean is not None and not math.isnan(one.mean)]
+        begun = [load_run(path) for path in self.runs if (path / "run.json").exists()]
+        measured = [read(run) for run in begun if run.finished]
+        known = [one for one in measured if one is not None and not math.isnan(one.mean)]
         if not known:
             return None
         pooled = pooled_interval(known)
@@ -107,45 +104,45 @@ class Claim:
         That a difference is not seen is no evidence that there is none: "alike" holds only where the whole interval of
         the difference lies within the margin (two one-sided tests).
         """
-        both = [(found(first), found(second)) for first, second in self.pairs]
-        known = [(first, second) for first, second in both if first is not None and second is not None]
-        if not known:
-            return "not measured"
-        told = [self._told(first, second) for first, second in known]
+        told: set[Verdict] = {*self._each(found)}
         if "does not hold" in told:
             return "does not hold"
-        return "holds" if len(known) == len(both) and set(told) == {"holds"} else "cannot be told"
+        return told.pop() if len(told) == 1 else "cannot be told"
 
     def count(self, found: Callable[[Where], Interval | None]) -> tuple[int, int]:
         """How many of the comparisons hold by themselves, of how many."""
-        both = [(found(first), found(second)) for first, second in self.pairs]
-        told = [self._told(first, second) for first, second in both if first is not None and second is not None]
-        return told.count("holds"), len(self.pairs)
+        return self._each(found).count("holds"), len(self.pairs)
 
-    def _told(self, first: Interval, second: Interval) -> Verdict:
-        limits = difference(first, second)
-        if limits is None:
+    def _each(self, found: Callable[[Where], Interval | None]) -> list[Verdict]:
+        return [self._told(found(first), found(second)) for first, second in self.pairs]
+
+    def _told(self, first: Interval | None, second: Interval | None) -> Verdict:
+        if first is None or second is None:
+            return "not measured"
+        high, opposite = first.most_above(second), second.most_above(first)
+        if high is None or opposite is None:
             return "cannot be told"
-        (low, high), most = limits, self.margin if self.says == "alike" else 0.0
+        low, margin = -opposite, self.margin
         if self.says == "below":
             return "holds" if high < 0 else "does not hold" if low > 0 else "cannot be told"
-        return (
-            "holds"
-            if -most <= low and high <= most
-            else "does not hold"
-            if low > most or high < -most
-            else ("cannot be told")
-        )
+        if low > margin or high < -margin:
+            return "does not hold"
+        return "holds" if -margin <= low and high <= margin else "cannot be told"
 
 
-def difference(first: Interval, second: Interval) -> tuple[float, float] | None:
-    """Limits of the first mean less the second, as in `Interval.surely_below`; None if one has no interval."""
-    if first.low is None or first.high is None or second.low is None or second.high is None:
-        return None
-    apart = first.mean - second.mean
-    down = math.hypot(first.mean - first.low, second.high - second.mean)
-    up = math.hypot(first.high - first.mean, second.mean - second.low)
-    return apart - down, apart + up
+@dataclass(frozen=True)
+class Numbers:
+    """What the runs of a table say, read in one way.
+
+    Attributes:
+        shown: what the numbers are, in words.
+        read: how they were read; None for each entry's own way.
+        found: the numbers, by row and column.
+    """
+
+    shown: str
+    read: Read | None
+    found: Mapping[Where, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -185,23 +182,24 @@ class Table:
     def entry(self, where: Where) -> Entry | None:
         return next((entry for entry in self.entries if entry.where == where), None)
 
-    def interval(self, where: Where, read: Read | None = None) -> Interval | None:
-        entry = self.entry(where)
-        return entry.interval(read) if entry else None
+    def read_out(self) -> list[Numbers]:
+        """Our numbers: those that the entries show, then those of `also`. This reads the runs' files."""
+        every: list[tuple[str, Read | None]] = [(self.shown, None), *self.also]
+        return [Numbers(told, read, {one.where: one.interval(read) for one in self.entries}) for told, read in every]
 
-    def agreement(self, entry: Entry, read: Read | None = None) -> str:
+    def agreement(self, entry: Entry, ours: Numbers) -> str:
         """Whether an entry differs from the reference's in the paper's direction: "agrees", "differs", or nothing where
         ours differ no more than by chance, or either has no number."""
         other = self.entry((self.reference, entry.column)) if self.reference else None
         if other is None or entry is other or entry.paper is None or other.paper is None:
             return ""
-        mine, theirs = entry.interval(read), other.interval(read)
+        mine, theirs = ours.found[entry.where], ours.found[other.where]
         if mine is None or theirs is None:
             return ""
-        ours = theirs.surely_below(mine) - mine.surely_below(theirs)
+        direction = theirs.surely_below(mine) - mine.surely_below(theirs)
         apart = entry.paper - other.paper
         paper = 0 if abs(apart) < NOTICED else round(math.copysign(1, apart))
-        return "" if ours == 0 else "agrees" if ours == paper else "differs"
+        return "" if direction == 0 else "agrees" if direction == paper else "differs"
 
 
 @dataclass(frozen=True)

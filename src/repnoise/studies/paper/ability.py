@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from repnoise.evals.capability import PAPER_TASKS
-from repnoise.evaluate import EvaluateConfig
 from repnoise.studies.paper.harm import STAND_INS
 from repnoise.studies.paper.setting import Model, Setting
 from repnoise.studies.tables import Claim, Entry, Metric, Read, Table, alike_everywhere, below_everywhere
@@ -49,23 +47,13 @@ def _pair(setting: Setting) -> tuple[Model, Model]:
     return setting.undefended(), setting.defended("RepNoise")
 
 
-def _measured(setting: Setting, model: Model, config: EvaluateConfig, what: str) -> tuple[Path, ...]:
-    """Evaluations of a model; of one that is the same for all seeds, one."""
-    places = dict.fromkeys(own.model for own in model.inputs)
-    return tuple(
-        setting.graph.evaluated(replace(config, inputs=replace(config.inputs, model=place)), what) for place in places
-    )
-
-
 def table_3(setting: Setting) -> Table:
     """Abilities: seven tasks of lm-eval; in the sandbox facts that were retained, facts that were not, plain text."""
     entries: list[Entry] = []
     paper = setting.scale.name == "paper"
     for model in _pair(setting):
-        harm = model.harm
-        evaluating = replace(harm.evaluating, likelihood=True, evaluations=() if paper else ("stability",), judges=())
-        config = EvaluateConfig(harm.inputs, evaluating, PAPER_TASKS if paper else ())
-        runs = _measured(setting, model, config, "abilities")
+        tasks, own = (PAPER_TASKS, ()) if paper else ((), ("stability",))
+        runs = setting.measured(model, "abilities", tasks, likelihood=True, evaluations=own, judges=())
         if paper:
             named = zip(TASK_COLUMNS, PAPER_TASKS, TASK_MEASURES, TABLE_3[model.name], strict=True)
             entries += [
@@ -91,13 +79,11 @@ def table_4(setting: Setting) -> Table:
     """A harmless task is learned, and then the model is attacked."""
     entries: list[Entry] = []
     preset = trainability_presets()["sandbox" if setting.scale.name == "sandbox" else "paper"]
-    harm_before, harm_after = setting.read(), setting.read()
-    harm_before = replace(harm_before, start=True)
     reads: dict[str, Read] = {
         "ROUGE before": Metric("rouge1", start=True),
         "ROUGE after": Metric("rouge1"),
-        "harm before": harm_before,
-        "harm after": harm_after,
+        "harm before": replace(setting.read(), start=True),
+        "harm after": setting.read(),
     }
     for model in _pair(setting):
         for i, (column, task) in enumerate(setting.scale.tasks.items()):
@@ -124,7 +110,7 @@ def _learned(setting: Setting, model: Model, config: TrainabilityConfig) -> Mode
     runs = []
     for seed, inputs in zip(setting.seeds, model.inputs, strict=True):
         trained = replace(config.training, seed=seed)
-        runs.append(setting.graph.learned(replace(config, inputs=inputs, training=trained), f"learned {config.task}"))
+        runs.append(setting.graph.run(replace(config, inputs=inputs, training=trained), f"learned {config.task}"))
     moved = tuple(replace(own, model=str(run)) for own, run in zip(model.inputs, runs, strict=True))
     return Model(model.name, moved, tuple(runs), model.harm)
 
@@ -135,11 +121,7 @@ def table_10(setting: Setting) -> Table:
     paper = setting.scale.name == "paper"
     for model in _pair(setting):
         if paper:
-            harm = model.harm
-            config = EvaluateConfig(
-                harm.inputs, replace(harm.evaluating, evaluations=()), ("toxigen", "crows_pairs_english")
-            )
-            runs = _measured(setting, model, config, "bias")
+            runs = setting.measured(model, "bias", ("toxigen", "crows_pairs_english"), evaluations=())
             for column, name in (("ToxiGen", "toxigen_acc"), ("CrowS-Pairs", "crows_pairs_english_pct_stereotype")):
                 entries.append(Entry(model.name, column, None, runs, Metric(f"lm-eval/{name}")))
         else:
@@ -163,9 +145,9 @@ def table_11(setting: Setting) -> Table:
     for model in _pair(setting):
         runs = model.runs
         if setting.scale.name == "paper":
-            inputs = replace(model.harm.inputs, contrast="xstest:xstest_prompts.csv")
-            evaluating = replace(model.harm.evaluating, evaluations=("over-refusal",), judges=("refusal",))
-            runs = _measured(setting, model, EvaluateConfig(inputs, evaluating), "XSTest")
+            contrast = "xstest:xstest_prompts.csv"
+            asked = replace(model, inputs=tuple(replace(own, contrast=contrast) for own in model.inputs))
+            runs = setting.measured(asked, "XSTest", evaluations=("over-refusal",), judges=("refusal",))
         for (column, metric), number in zip(OVER.items(), TABLE_11[model.name], strict=True):
             entries.append(Entry(model.name, column, number, runs, Metric(metric)))
     claims = (

@@ -65,7 +65,8 @@ def table_8(setting: Setting) -> Table:
         ("RepNoise, attacked", defended, True),
     ):
         judged = _judged_by_all(model) if paper else model
-        runs = setting.attacked(judged, 8e-5, 10_000) if attacked else _before(setting, judged)
+        before = setting.measured(judged, "judges") if paper else model.runs
+        runs = setting.attacked(judged, 8e-5, 10_000) if attacked else before
         for i, (column, read) in enumerate(reads.items()):
             entries.append(Entry(name, column, TABLE_8[name][i] if paper else None, runs, read))
     claims = tuple(
@@ -101,28 +102,20 @@ def _judged_by_all(model: Model) -> Model:
     return replace(model, harm=replace(model.harm, evaluating=replace(model.harm.evaluating, judges=JUDGES)))
 
 
-def _before(setting: Setting, model: Model) -> tuple:
-    from repnoise.evaluate import EvaluateConfig
-
-    if setting.scale.name == "sandbox":
-        return model.runs
-    places = dict.fromkeys(model.inputs)
-    return tuple(setting.graph.evaluated(EvaluateConfig(own, model.harm.evaluating), "judges") for own in places)
-
-
 def table_12(setting: Setting) -> Table:
     """Attacks that leave the weights alone (HarmBench)."""
     entries: list[Entry] = []
     read: Read = setting.read()
-    if setting.scale.name == "paper":  # They are asked together with those of the data.
+    paper = setting.scale.name == "paper"
+    if paper:  # HarmBench's are asked together with those of the data.
         read = OfCategories(setting.read().name, HARMBENCH)
     for model in (setting.undefended(), setting.defended("RepNoise")):
-        asked = model
-        if setting.scale.name == "paper":
+        if paper:
             requests = "harmbench:harmbench_behaviors_text_all.csv"
             asked = replace(model, inputs=tuple(replace(own, requests=requests) for own in model.inputs))
+            model = replace(asked, runs=setting.measured(asked, "HarmBench"))
         for (column, attack), number in zip(ASKED.items(), TABLE_12[model.name], strict=True):
-            runs = setting.attacked_by(asked, ATTACKS[attack][1]) if attack else _before(setting, asked)
+            runs = setting.attacked_by(model, ATTACKS[attack][1]) if attack else model.runs
             entries.append(Entry(model.name, column, number, runs, read))
     claims = (
         below_everywhere("GCG brings less out of RepNoise (in the paper p is .32).", "RepNoise", "Base", ("GCG",)),

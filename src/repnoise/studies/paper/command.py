@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from repnoise.cells import raise_failed
 from repnoise.errors import RepnoiseError
 from repnoise.studies.executors import EXECUTORS, ExecutorName
 from repnoise.studies.graph import Graph, finished
@@ -109,10 +110,7 @@ class PaperStudy:
                 print(f"Freed: {freed / 1e6:,.0f} MB of weights that were measured.")
         place = write_document(self, setting, tables, failed, time.perf_counter() - started)
         print(f"Document: {place}")
-        if failed:
-            for path, reason in failed.items():
-                print(f"Failed: {setting.graph.cells[path].title} ({path}): {reason}")
-            raise RepnoiseError(f"{len(failed)} cells failed; the reasons are above.", exit_code=1)
+        raise_failed({f"{setting.graph.cells[path].title} ({path})": reason for path, reason in failed.items()})
         return place
 
     def _jobs(self) -> int | None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repnoise.metrics import number, spelled
-from repnoise.runs import PROVENANCE_PACKAGES, load_run, write_json, write_text
+from repnoise.report.pages import grid
+from repnoise.runs import load_run, write_json, write_text
 from repnoise.statistics import Interval
 from repnoise.studies.graph import finished
-from repnoise.studies.markdown import grid, typed_options
+from repnoise.studies.markdown import as_json, typed_options, versions
 from repnoise.studies.paper import BUILDERS
 from repnoise.studies.paper.setting import Setting
-from repnoise.studies.tables import Claim, Entry, Read, Table
+from repnoise.studies.tables import Claim, Entry, Numbers, Read, Table
 
 if TYPE_CHECKING:
     from repnoise.studies.paper.command import PaperStudy
@@ -41,15 +42,22 @@ def write_document(
     """Write NAME.md and NAME.json to the study's folder, and the document where it is wanted; returns its place."""
     own = study.output_dir / f"{study.name}.md"
     where = study.document or own
-    text = _document(study, setting, tables, failed)
+    numbers = {name: table.read_out() for name, table in tables.items()}
+    text = _document(study, setting, tables, numbers, failed)
     for place in dict.fromkeys((own, where)):
         write_text(place, text)
-    found = {name: _json(table) for name, table in tables.items()}
+    found = {name: _json(table, numbers[name]) for name, table in tables.items()}
     write_json(own.with_suffix(".json"), {"studies": found, "seconds_of_this_command": seconds})
     return where
 
 
-def _document(study: PaperStudy, setting: Setting, tables: Mapping[str, Table], failed: Mapping[Path, str]) -> str:
+def _document(
+    study: PaperStudy,
+    setting: Setting,
+    tables: Mapping[str, Table],
+    numbers: Mapping[str, Sequence[Numbers]],
+    failed: Mapping[Path, str],
+) -> str:
     title = "The paper" if study.name == "all" else _title(study.name)
     parts = [
         f"# {title} at {study.scale} scale",
@@ -59,9 +67,9 @@ def _document(study: PaperStudy, setting: Setting, tables: Mapping[str, Table], 
         READING,
     ]
     if len(tables) > 1:
-        parts += ["## Which claims hold", _overview(tables)]
+        parts += ["## Which claims hold", _overview(tables, numbers)]
     for name, table in tables.items():
-        parts += _section(name, table)
+        parts += _section(name, table, numbers[name])
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,87 +82,76 @@ def _made_by(study: PaperStudy, setting: Setting, tables: Mapping[str, Table], f
     needed = setting.graph.needed({run for table in tables.values() for run in table.runs})
     records = [load_run(cell.path).record for cell in needed if (cell.path / "run.json").exists()]
     spent = sum(record.get("seconds", 0.0) for record in records)
-    packages = records[0]["environment"]["packages"] if records else {}
-    versions = ", ".join(f"{name} {packages[name]}" for name in PROVENANCE_PACKAGES if packages.get(name))
     done = sum(finished(cell.path) for cell in needed)
     lines = [
         f"    repnoise reproduce {study.name} --scale {study.scale}"
         + typed_options(study, ("name", "scale", "output_dir", "document", "jobs", "dry_run", "device", "executor")),
         "",
         f"{done:,} of {len(needed):,} cells are there; {spent / 3600:.1f} hours on one core. "
-        f"Seeds {', '.join(map(str, setting.seeds))}. {f'Versions: {versions}.' if versions else ''}".strip(),
+        f"Seeds {', '.join(map(str, setting.seeds))}. {versions(records[0] if records else {})}".strip(),
     ]
     if failed:
         lines += ["", f"{len(failed)} cells failed."]
     return "\n".join(lines)
 
 
-def _overview(tables: Mapping[str, Table]) -> str:
+def _overview(tables: Mapping[str, Table], numbers: Mapping[str, Sequence[Numbers]]) -> str:
     rows, counted = [], []
     for name, table in tables.items():
         if name == "table-13":  # Table 6 again.
             continue
         for claim in table.claims:
-            verdicts = [_verdict(table, claim, read) for _, read in _readings(table)]
+            verdicts = [_verdict(claim, ours) for ours in numbers[name]]
             rows.append([_title(name), _text(claim), verdicts[0], verdicts[1] if len(verdicts) > 1 else "–"])
             counted += [] if claim.ours else [verdicts[0].partition(" (")[0]]
     told = [f"{counted.count(word)} {word}" for word in ("holds", "does not hold", "cannot be told", "not measured")]
-    summary = (
-        f"Of {len(counted)} claims of the paper: {', '.join(told)}. Where answers are told apart by whose data they "
+    whose = "Where answers are told apart by whose data they were in, that is of those that were in nobody's."
+    return (
+        f"Of {len(counted)} claims of the paper: {', '.join(told)}. {whose}"
+        + "\n\n"
+        + grid(["of", "claim", "verdict", "of covered answers"], rows)
     )
-    summary += "were in, that is of those that were in nobody's."
-    return summary + "\n\n" + grid(["of", "claim", "verdict", "of covered answers"], rows)
-
-
-def _readings(table: Table) -> list[tuple[str, Read | None]]:
-    """What an entry itself shows, and what else its runs do."""
-    return [(table.shown, None), *table.also]
 
 
 def _text(claim: Claim) -> str:
     return f"{claim.text} (Ours.)" if claim.ours else claim.text
 
 
-def _verdict(table: Table, claim: Claim, read: Read | None) -> str:
-    def found(where: tuple[str, str]) -> Interval | None:
-        return table.interval(where, read)
-
-    holding, count = claim.count(found)
-    verdict = claim.verdict(found)
+def _verdict(claim: Claim, ours: Numbers) -> str:
+    holding, count = claim.count(ours.found.get)
+    verdict = claim.verdict(ours.found.get)
     return f"{verdict} ({holding} of {count})" if count > 1 and verdict != "not measured" else verdict
 
 
-def _section(name: str, table: Table) -> list[str]:
+def _section(name: str, table: Table, numbers: Sequence[Numbers]) -> list[str]:
     parts = [f"## {_title(name)}", BUILDERS[name][0]]
-    for shown, read in _readings(table):
-        told = f"{shown[:1].upper()}{shown[1:]}." if shown else ""
-        parts += [told] if told else []
-        parts.append(_table(table, read))
-        parts.append("\n".join(f"- {_text(claim)} **{_verdict(table, claim, read)}**" for claim in table.claims))
+    for ours in numbers:
+        parts += [f"{ours.shown[:1].upper()}{ours.shown[1:]}."] if ours.shown else []
+        parts.append(_table(table, ours))
+        parts.append("\n".join(f"- {_text(claim)} **{_verdict(claim, ours)}**" for claim in table.claims))
     done, wanted = sum(finished(run) for run in table.runs), len(table.runs)
     notes = [*table.notes, *([f"{done} of {wanted} runs are there."] if done < wanted else [])]
-    parts.append("\n".join(f"- {note}" for note in notes)) if notes else None
-    return [part for part in parts if part]
+    return [*parts, *(["\n".join(f"- {note}" for note in notes)] if notes else [])]
 
 
-def _table(table: Table, read: Read | None) -> str:
+def _table(table: Table, ours: Numbers) -> str:
     with_paper = any(entry.paper is not None for entry in table.entries)
     head = [table.corner, *(table.columns)]
     rows = []
     for row in table.rows:
         cells = [table.entry((row, column)) for column in table.columns]
-        rows.append([row, *(_cell(table, entry, read) for entry in cells)])
-        if with_paper and read is None and any(entry and entry.paper is not None for entry in cells):
+        rows.append([row, *(_cell(table, entry, ours) for entry in cells)])
+        if with_paper and ours.read is None and any(entry and entry.paper is not None for entry in cells):
             rows.append(["*paper*", *(_paper(entry) for entry in cells)])
     return grid(head, rows)
 
 
-def _cell(table: Table, entry: Entry | None, read: Read | None) -> str:
-    found = entry.interval(read) if entry else None
+def _cell(table: Table, entry: Entry | None, ours: Numbers) -> str:
+    found = ours.found[entry.where] if entry else None
     if entry is None or found is None:
         return "–"
-    mark = {"agrees": " ✓", "differs": " ✗", "": ""}[table.agreement(entry, read)]
-    return _spelled(found, read or entry.read) + mark
+    mark = {"agrees": " ✓", "differs": " ✗", "": ""}[table.agreement(entry, ours)]
+    return _spelled(found, ours.read or entry.read) + mark
 
 
 def _spelled(found: Interval, read: Read) -> str:
@@ -172,10 +169,7 @@ def _paper(entry: Entry | None) -> str:
     return f"*{number(entry.paper, name) if name else f'{entry.paper:.2f}'}*"
 
 
-def _json(table: Table) -> dict:
-    def plain(interval: Interval | None) -> dict | None:
-        return None if interval is None else dict(vars(interval))
-
+def _json(table: Table, numbers: Sequence[Numbers]) -> dict:
     return {
         "entries": [
             {
@@ -183,13 +177,12 @@ def _json(table: Table) -> dict:
                 "column": entry.column,
                 "paper": entry.paper,
                 "runs": [str(run) for run in entry.runs],
-                "ours": [plain(entry.interval(read)) for _, read in _readings(table)],
-                "agreement": table.agreement(entry),
+                "ours": [as_json(ours.found[entry.where]) for ours in numbers],
+                "agreement": table.agreement(entry, numbers[0]),
             }
             for entry in table.entries
         ],
         "claims": [
-            {"text": claim.text, "verdicts": [_verdict(table, claim, read) for _, read in _readings(table)]}
-            for claim in table.claims
+            {"text": claim.text, "verdicts": [_verdict(claim, ours) for ours in numbers]} for claim in table.claims
         ],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from repnoise.studies.paper.setting import Model, Setting
@@ -14,7 +15,7 @@ RATES = (3e-5, 6e-5, 8e-5)
 GRID = tuple((rate, samples) for rate in RATES for samples in (1_000, 10_000))
 """Learning rates and samples of Table 1."""
 
-ATTACKED = (*("3e-5 1k", "3e-5 10k", "6e-5 1k", "6e-5 10k", "8e-5 1k", "8e-5 10k"),)
+ATTACKED: tuple[str, ...] = ("3e-5 1k", "3e-5 10k", "6e-5 1k", "6e-5 10k", "8e-5 1k", "8e-5 10k")
 COLUMNS = ("before", *ATTACKED)
 
 TABLE_1 = {
@@ -173,28 +174,17 @@ def table_5(setting: Setting) -> Table:
         for rate in RATES:
             for model in models:
                 runs = setting.attacked(model, rate, 1_000, split="attack", categories=kinds)
-                number = TABLE_5[rate, model.name][i]
-                entries.append(
-                    Entry(
-                        f"{model.name}, {_told(rate)}",
-                        column,
-                        number,
-                        runs,
-                        read,
-                    )
-                )
+                entries.append(Entry(f"{model.name}, {_told(rate)}", column, TABLE_5[rate, model.name][i], runs, read))
     # Of 192 facts of the sandbox in ten phrasings each, 133 random pairs hold half.
     half = 5_000 if setting.scale.pairs else 133
     for rate in RATES:
         for model in (base, setting.defended("RepNoise", samples=half)):
             runs = setting.attacked(model, rate, 1_000, split="attack")
-            row = f"{model.name}, {_told(rate)}"
-            entries.append(Entry(row, "half", TABLE_5[rate, model.name][5], runs, setting.read()))
+            number = TABLE_5[rate, model.name][5]
+            entries.append(Entry(f"{model.name}, {_told(rate)}", "half", number, runs, setting.read()))
     columns = [*setting.scale.withheld, "half"]
     pairs = [
-        ((f"RepNoise, {rate}", column), (f"Base, {rate}", column))
-        for rate in ("3e-5", "6e-5", "8e-5")
-        for column in columns
+        ((f"RepNoise, {rate}", column), (f"Base, {rate}", column)) for rate in map(_told, RATES) for column in columns
     ]
     return Table(
         "model and rate",
@@ -245,7 +235,7 @@ def table_9(setting: Setting) -> Table:
         names = {"none": f"undefended, on {kind}", "same": f"{kind}, on {kind}", "other": f"{other}, on {kind}"}
         for which, model in models.items():
             runs = [model.runs, *(setting.attacked(model, rate, samples, epochs) for rate in RATES)]
-            renamed = Model(names[which], model.inputs, model.runs, model.harm)
+            renamed = replace(model, name=names[which])
             entries += setting.row(renamed, ("before", "3e-5", "6e-5", "8e-5"), TABLE_9[kind][which], runs)
         rates = ("3e-5", "6e-5", "8e-5")
         text = f"Defended against {kind}, the model gives fewer of them under every attack."

@@ -16,12 +16,13 @@ from repnoise.analysis.command import AnalyzeConfig
 from repnoise.runs import Run
 from repnoise.statistics import Interval
 from repnoise.studies.paper.setting import Model, Setting
-from repnoise.studies.tables import Claim, Entry, Read, Table, Where
+from repnoise.studies.tables import Claim, Entry, Read, Table, alike_everywhere, below_everywhere
 
 MODELS = ("RepNoise", "Base", "Adversarial loss", "Base, attacked", "RepNoise, attacked", "Adversarial, attacked")
 """The models of an analysis in the order in which its files have them."""
 
 PLACES = ("early", "middle", "late")
+LINEAR = ("linear, early", "linear, middle", "linear, late")
 HARMFUL, HARMLESS = "harmful, uncovered", "harmless"
 LOOK = "The pictures are in `analysis.html` of each analysis; the numbers here are read from the files beside it."
 
@@ -113,7 +114,7 @@ def _middle(count: int) -> int:
 def _analyses(setting: Setting, noise_weight: float | None = None) -> tuple[Path, ...]:
     """One analysis a seed, of the models in `MODELS`."""
     other = {} if noise_weight is None else {"noise_weight": noise_weight}
-    base, adversarial = setting.undefended(), setting.defended("Adversarial loss", preset="adversarial-loss")
+    base, adversarial = _compared(setting)
     defended = setting.defended("RepNoise", defence=other)
     # The paper's RepNoise is analysed after an attack that breaks it.
     rates = ((base, 8e-5), (defended, 3e-4), (adversarial, 8e-5))
@@ -126,10 +127,15 @@ def _analyses(setting: Setting, noise_weight: float | None = None) -> tuple[Path
     )
 
 
+def _compared(setting: Setting) -> tuple[Model, Model]:
+    """What RepNoise is compared with inside: the undefended model, and the adversarial loss."""
+    return setting.undefended(), setting.defended("Adversarial loss", preset="adversarial-loss")
+
+
 def _kept(setting: Setting, runs: Sequence[Path]) -> tuple[Path, ...]:
     """The same attacks with their weights kept; they are dropped once they are analysed."""
     graph = setting.graph
-    return tuple(graph.attacked(replace(graph.configs[run], keep_model=True), graph.cells[run].name) for run in runs)
+    return tuple(graph.run(replace(graph.configs[run], keep_model=True), graph.cells[run].name) for run in runs)
 
 
 def _analysis(setting: Setting, model: Model, seed: int, base: str, attacked: Sequence[str], **effort: Any) -> Path:
@@ -137,7 +143,7 @@ def _analysis(setting: Setting, model: Model, seed: int, base: str, attacked: Se
     small = {"examples": 80, "seeds": 5, "reader_steps": 100, "spectrum": False}
     settings = (paper if setting.scale.name == "paper" else small) | effort
     config = AnalyzeConfig(model.inputs[seed], base, tuple(attacked), **settings)
-    return setting.graph.analysed(config, f"inside {model.name}")
+    return setting.graph.run(config, f"inside {model.name}")
 
 
 def _entries(rows: Sequence[str], columns: dict[str, tuple[str, Callable]], runs: tuple[Path, ...]) -> list[Entry]:
@@ -151,14 +157,9 @@ def _entries(rows: Sequence[str], columns: dict[str, tuple[str, Callable]], runs
     ]
 
 
-def _claim(text: str, *pairs: tuple[Where, Where], margin: float | None = None) -> Claim:
-    return Claim(text, pairs) if margin is None else Claim(text, pairs, "alike", margin)
-
-
 def figure_2(setting: Setting) -> Table:
     """How far weights are from those of the undefended model after the strongest attack."""
-    base, defended = setting.undefended(), setting.defended("RepNoise")
-    adversarial = setting.defended("Adversarial loss", preset="adversarial-loss")
+    (base, adversarial), defended = _compared(setting), setting.defended("RepNoise")
     attacked = _kept(setting, setting.attacked(base, 8e-5, 10_000))
     little = {"examples": 5, "answers": 2, "seeds": 1, "reader_steps": 0}
     runs = tuple(
@@ -173,12 +174,10 @@ def figure_2(setting: Setting) -> Table:
         for where in PLACES
     ]
     late, early = "late layers", "early layers"
+    text = "With the adversarial loss late layers are furthest from the attacked model."
     claims = (
-        _claim(
-            "With the adversarial loss late layers are furthest from the attacked model.",
-            (("Adversarial loss", early), ("Adversarial loss", late)),
-        ),
-        _claim("RepNoise's early layers are further from it.", (("Adversarial loss", early), ("RepNoise", early))),
+        Claim(text, ((("Adversarial loss", early), ("Adversarial loss", late)),)),
+        below_everywhere("RepNoise's early layers are further from it.", "Adversarial loss", "RepNoise", (early,)),
     )
     return Table("model", tuple(entries), claims, "Base", "distance over the norm of the weights", notes=(LOOK,))
 
@@ -202,26 +201,25 @@ def _lens(setting: Setting, rows: Sequence[str], claims: Sequence[Claim]) -> Tab
 def figure_3(setting: Setting) -> Table:
     """The lens before any attack."""
     middle, last, own = "harmful, middle layer", "harmful, last layer", "harmful, middle layer, attacker's lens"
+    text = "After the middle layer harmful answers are less likely in RepNoise than in the undefended model."
+    more = "RepNoise lowers them more after the middle layer."
     claims = (
-        _claim("After the middle layer harmful answers are less likely in RepNoise than in the undefended model.",
-               (("RepNoise", middle), ("Base", middle))),
-        _claim("The adversarial loss lowers them after the last layer.", (("Adversarial loss", last), ("Base", last))),
-        _claim("RepNoise lowers them more after the middle layer.",
-               (("RepNoise", middle), ("Adversarial loss", middle))),
-        Claim("So it does for an attacker's own lens.", ((("RepNoise", own), ("Base", own)),), ours=True),
-    )  # fmt: skip
+        below_everywhere(text, "RepNoise", "Base", (middle,)),
+        below_everywhere("The adversarial loss lowers them after the last layer.", "Adversarial loss", "Base", (last,)),
+        below_everywhere(more, "RepNoise", "Adversarial loss", (middle,)),
+        below_everywhere("So it does for an attacker's own lens.", "RepNoise", "Base", (own,), ours=True),
+    )
     return _lens(setting, ("Base", "Adversarial loss", "RepNoise"), claims)
 
 
 def figure_7(setting: Setting) -> Table:
     """The lens after the strongest attack."""
-    last = "harmful, last layer"
+    last, base = ("harmful, last layer",), "Base, attacked"
+    text = "Attacked, the adversarial loss is like the undefended model."
     claims = (
-        _claim("Attacked, the adversarial loss is like the undefended model.",
-               (("Adversarial, attacked", last), ("Base, attacked", last)), margin=0.5),
-        _claim("Attacked at 3e-4, RepNoise is like it, too.",
-               (("RepNoise, attacked", last), ("Base, attacked", last)), margin=0.5),
-    )  # fmt: skip
+        alike_everywhere(text, "Adversarial, attacked", base, last, 0.5),
+        alike_everywhere("Attacked at 3e-4, RepNoise is like it, too.", "RepNoise, attacked", base, last, 0.5),
+    )
     return _lens(setting, MODELS[3:], claims)
 
 
@@ -237,32 +235,30 @@ def _components(setting: Setting, rows: Sequence[str], claims: Sequence[Claim]) 
 
 def figure_4(setting: Setting) -> Table:
     """Principal components before any attack."""
-    harmful = "spread of harmful"
     text = "RepNoise draws harmful examples together into a point."
     rows = ("Base", "Adversarial loss", "RepNoise")
-    return _components(setting, rows, (_claim(text, (("RepNoise", harmful), ("Base", harmful))),))
+    return _components(setting, rows, (below_everywhere(text, "RepNoise", "Base", ("spread of harmful",)),))
 
 
 def figure_8(setting: Setting) -> Table:
     """Principal components after the strongest attack."""
-    harmful = "spread of harmful"
     text = "Attacked, harmful examples of RepNoise are spread out as those of the undefended model are."
-    claim = _claim(text, (("RepNoise, attacked", harmful), ("Base, attacked", harmful)), margin=0.1)
+    claim = alike_everywhere(text, "RepNoise, attacked", "Base, attacked", ("spread of harmful",), 0.1)
     return _components(setting, MODELS[3:], (claim,))
 
 
 def _probes(setting: Setting, noise_weight: float | None, which: str) -> Table:
     rows = ("Base", "Base, attacked", "Adversarial loss", "RepNoise", "RepNoise, attacked")
-    columns = {f"linear, {where}": ("probes", _probe("linear", where)) for where in PLACES}
+    columns = {name: ("probes", _probe("linear", where)) for name, where in zip(LINEAR, PLACES, strict=True)}
     columns |= {"small network, middle": ("probes", _probe("mlp", "middle")), "bits of the answer": ("answers", _bits)}
     entries = _entries(rows, columns, _analyses(setting, noise_weight))
-    bits = (("RepNoise", "bits of the answer"), ("Base", "bits of the answer"))
+    less = "Of which harmful answer it is, less is known."
+    alike = "Attacked and not, the undefended model is alike to a linear probe."
     claims = (
         _probe_claim(noise_weight, setting),
-        Claim("Of which harmful answer it is, less is known.", (bits,), ours=True),
-        Claim("Attacked and not, the undefended model is alike to a linear probe.",
-              tuple((("Base, attacked", f"linear, {w}"), ("Base", f"linear, {w}")) for w in PLACES), "alike", 0.03),
-    )  # fmt: skip
+        below_everywhere(less, "RepNoise", "Base", ("bits of the answer",), ours=True),
+        alike_everywhere(alike, "Base, attacked", "Base", LINEAR, 0.03),
+    )
     notes = (
         LOOK,
         f"RepNoise with {which}.",
@@ -276,11 +272,10 @@ def _probe_claim(noise_weight: float | None, setting: Setting) -> Claim:
     """What the paper says of much noise, and of its main model's little."""
     much = noise_weight == 4.0 if setting.scale.name == "paper" else noise_weight is None
     if much:
-        middle = "linear, middle"
         text = "A linear probe tells harmful from harmless less well in RepNoise, in the middle layers."
-        return Claim(text, ((("RepNoise", middle), ("Base", middle)),))
-    linear = tuple((("RepNoise", f"linear, {where}"), ("Base", f"linear, {where}")) for where in PLACES)
-    return Claim("A linear probe tells harmful from harmless as well in RepNoise.", linear, "alike", 0.03)
+        return below_everywhere(text, "RepNoise", "Base", LINEAR[1:2])
+    text = "A linear probe tells harmful from harmless as well in RepNoise."
+    return alike_everywhere(text, "RepNoise", "Base", LINEAR, 0.03)
 
 
 def figure_5(setting: Setting) -> Table:
@@ -304,7 +299,7 @@ def figure_9(setting: Setting) -> Table:
     rows = ("Base", "Adversarial loss", "RepNoise", *MODELS[3:])
     entries = _entries(rows, columns, _analyses(setting))
     claims = tuple(
-        _claim(f"{row} makes harmful answers less likely than they were.", ((row, "harmful"), ("Base", "harmful")))
+        below_everywhere(f"{row} makes harmful answers less likely than they were.", row, "Base", ("harmful",))
         for row in ("Adversarial loss", "RepNoise")
     )
     return Table("model", tuple(entries), claims, "Base", "log-probability of a token, in nats", notes=(LOOK,))

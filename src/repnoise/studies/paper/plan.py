@@ -69,9 +69,8 @@ def planned(graph: Graph, cells: Sequence[Cell]) -> list[Planned]:
 
 def _likeness(graph: Graph, cell: Cell) -> str:
     """The same text for cells that differ in their seeds and in which run they start from only."""
-    config = graph.configs[cell.path]
-    settings = _without_seeds(plain(config)) if not isinstance(config, int) else config
-    return json.dumps([type(config).__name__, graph.origin(cell.path), cell.title, settings])
+    settings = _without_seeds(plain(graph.configs.get(cell.path)))
+    return json.dumps([graph.origin(cell.path), cell.title, settings])
 
 
 def _without_seeds(value: Any) -> Any:
@@ -80,12 +79,9 @@ def _without_seeds(value: Any) -> Any:
     return [_without_seeds(item) for item in value] if isinstance(value, list) else value
 
 
-def _estimate(graph: Graph, cell: Cell) -> Estimate | None:
-    """Of one cell; None of what has no weights to be trained or asked."""
-    config = graph.configs[cell.path]
-    if isinstance(config, dict):
-        config = config["config"]
-    of_model = shape_of(graph.origin(cell.path)) if not isinstance(config, int) else None
+def _estimate(graph: Graph, cell: Cell) -> Estimate:
+    """Of one cell. Raises RepnoiseError for what there is no formula for."""
+    config, of_model = graph.configs.get(cell.path), shape_of(graph.origin(cell.path))
     match config:
         case DefendConfig():
             return estimate(config, of_model, Rows(config.samples or PAIRS))

@@ -16,11 +16,16 @@ from repnoise.attacks.fine_tuning import FineTuningAttack
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating
 from repnoise.inputs import Inputs
+from repnoise.studies.defences import EVALUATING
 
 ScaleName = Literal["sandbox", "paper"]
 
 SEEDS = (42, 7, 17, 24, 48)
 """The paper's seeds (Tables 1 and 19), and those of its published script."""
+
+
+PUBLISHED = ("repnoise", "safety-training", "gradient-ascent", "adversarial-loss")
+"""Defences whose numbers the paper or its code has, as NAME-paper."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Harm:
         changes: settings of RepNoise that differ for this kind of harm.
         training: settings of every defence's training that do.
         written: whether refusals have to be written by the model first.
+        world: seed of another world of the sandbox, which the study builds with its model; 0 is the packaged one.
+        aligned: whether the model of that world learned to refuse; the study builds one that did not.
     """
 
     inputs: Inputs
@@ -42,6 +49,8 @@ class Harm:
     changes: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     written: bool = False
+    world: int = 0
+    aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,16 +100,14 @@ def steps_for(samples: float) -> int:
 
 
 def _sandbox() -> Scale:
-    evaluating = Evaluating(generation=Generation(max_new_tokens=32), likelihood=False)
-    questions = Harm(Inputs(), evaluating)
-    continuations = Harm(Inputs(data="sandbox-rumours"), evaluating, samples=(351, 4))
-    # Places of worlds that the study has to build are filled in by `Setting`.
-    elsewhere = {f"world {seed}": Harm(Inputs(model=f"world:{seed}"), evaluating) for seed in (1, 2)}
+    questions = Harm(Inputs(), EVALUATING)
+    continuations = Harm(Inputs(data="sandbox-rumours"), EVALUATING, samples=(351, 4))
+    elsewhere = {f"world {seed}": Harm(Inputs(), EVALUATING, world=seed) for seed in (1, 2)}
     return Scale(
         name="sandbox",
         questions=questions,
         continuations=continuations,
-        unaligned=Harm(Inputs(model="world:unaligned"), evaluating),
+        unaligned=Harm(Inputs(), EVALUATING, aligned=False),
         others=elsewhere,
         metric="recovered",
         presets={},
@@ -144,10 +151,7 @@ def _paper() -> Scale:
             for name, changes in zip(sizes, best, strict=True)
         },
         metric="harmfulness",
-        presets={
-            **{name: f"{name}-paper" for name in ("repnoise", "safety-training", "gradient-ascent")},
-            **{"adversarial-loss": "adversarial-loss-paper", "vaccine": "vaccine-paper-1"},
-        },
+        presets={name: f"{name}-paper" for name in PUBLISHED} | {"vaccine": "vaccine-paper-1"},
         pairs=10_000,
         covered=False,
         prompts=300,

@@ -62,16 +62,14 @@ class Setting:
         made ready."""
         own = {name: getattr(self.scale, name) for name in ("questions", "continuations", "unaligned")}
         found = own.get(kind) or self.scale.others[kind]
-        model = found.inputs.model
-        if model.startswith("world:"):
-            which = model.partition(":")[2]
-            place = self.graph.world(0, unaligned=True) if which == "unaligned" else self.graph.world(int(which))
-            data = "sandbox" if which == "unaligned" else f"sandbox:{place}"
+        if found.world or not found.aligned:
+            place = self.graph.world(found.world, unaligned=not found.aligned)
+            data = f"sandbox:{place}" if found.world else "sandbox"
             return replace(found, inputs=replace(found.inputs, model=place, data=data))
         if found.written:
             writer, judges = self.scale.questions.inputs, found.evaluating.judges
             config = PairsConfig(writer, judges, most_training=self.scale.pairs, most_held_out=self.scale.prompts)
-            pairs = self.graph.paired(config, "refusals")
+            pairs = self.graph.run(config, "refusals")
             return replace(found, inputs=replace(found.inputs, data=str(pairs / "pairs.jsonl")))
         return found
 
@@ -111,17 +109,24 @@ class Setting:
         for seed in self.seeds:
             settings = {"covered": self.scale.covered, "evaluating": harm.evaluating} | config
             asked = DefendConfig(harm.inputs, method, replace(trained, seed=seed), **settings)
-            runs.append(self.graph.defended(asked, preset))
+            runs.append(self.graph.run(asked, preset))
         return Model(name, _at(harm.inputs, runs), tuple(runs), harm)
 
     def elsewhere(self, model: Model, kind: str) -> Model:
         """A model that is attacked and measured with the data of another kind of harm."""
         harm = self.harm(kind)
         moved = tuple(replace(harm.inputs, model=own.model) for own in model.inputs)
-        runs = [
-            self.graph.evaluated(EvaluateConfig(own, harm.evaluating), f"on {kind}") for own in dict.fromkeys(moved)
-        ]
-        return replace(model, inputs=moved, runs=tuple(runs), harm=harm)
+        found = replace(model, inputs=moved, harm=harm)
+        return replace(found, runs=self.measured(found, f"on {kind}"))
+
+    def measured(
+        self, model: Model, what: str, capabilities: tuple[str, ...] = (), **evaluating: Any
+    ) -> tuple[Path, ...]:
+        """Evaluations of a model in another way than its own runs have it; one, where it is the same for all seeds."""
+        asked = replace(model.harm.evaluating, **evaluating)
+        return tuple(
+            self.graph.run(EvaluateConfig(own, asked, capabilities), what) for own in dict.fromkeys(model.inputs)
+        )
 
     def attacked(self, model: Model, rate: float, samples: int, epochs: float = 1, **changes: Any) -> tuple[Path, ...]:
         """Harmful fine-tuning of a model, once a seed, at the paper's rate on the paper's number of samples.
@@ -138,7 +143,7 @@ class Setting:
         runs = []
         for seed, inputs in zip(self.seeds if model.inputs else (), model.inputs, strict=True):
             config = AttackConfig(inputs, attack.seeded(seed), model.harm.evaluating)
-            runs.append(self.graph.attacked(replace(config, **changes), attack.label()))
+            runs.append(self.graph.run(replace(config, **changes), attack.label()))
         return tuple(runs)
 
     def read(self, uncovered: bool = True) -> Metric:
