@@ -243,9 +243,8 @@ def table_9(setting: Setting) -> Table:
         text = f"Defended against {other} it gives {kind} like the undefended one under the strongest attack."
         claims.append(alike_everywhere(text, names["other"], names["none"], ("8e-5",), 0.15))
     notes = (STAND_INS, "Questions are the paper's BeaverTails, continuations its DecodingTrust.")
-    return Table(
-        "defended against, attacked with", tuple(entries), tuple(claims), None, setting.shown, setting.also, notes
-    )
+    # Nothing is "covered" in the rows of another kind, so only what is in nobody's data is shown.
+    return Table("defended against, attacked with", tuple(entries), tuple(claims), None, setting.shown, notes=notes)
 
 
 def table_20(setting: Setting) -> Table:
