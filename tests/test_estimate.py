@@ -21,7 +21,7 @@ from repnoise.defences import RepNoise
 from repnoise.defences.base import completion_ce
 from repnoise.defend import DefendConfig
 from repnoise.errors import RepnoiseError
-from repnoise.estimate import DEVICES, Rows, estimate, estimates, find_device, model_config
+from repnoise.estimate import DEVICES, Rows, estimate, find_device, model_config
 from repnoise.estimate.command import EstimateOptions, config_of, estimate_command
 from repnoise.evaluate import EvaluateConfig
 from repnoise.inputs import Inputs
@@ -91,7 +91,7 @@ def counted(config, model, with_retain=False):
 @pytest.mark.parametrize("budget", [10**6, 1000], ids=["at once", "in chunks"])
 def test_operations_of_a_defence_are_those_that_pytorch_counts(monkeypatch, budget, defence, retain, training):
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", budget)
-    monkeypatch.setattr(estimates, "LOGITS_AT_ONCE", budget)
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 1)
     monkeypatch.setattr(hidden_states, "FEW_LOGITS", budget)
     config = config_for(defence, retain=retain, **training)
     model = LlamaForCausalLM._from_config(llama_config(), attn_implementation="eager")
@@ -254,6 +254,6 @@ def test_the_benchmark_of_a_step_runs_each_variant_in_a_process_of_its_own(tmp_p
     command = [sys.executable, str(script), "--shapes", "tiny", "--repeats", "2", "--output", str(tmp_path / "o.json")]
     done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=True)
     steps = json.loads((tmp_path / "o.json").read_text())["steps"]
-    assert [row["variant"] for row in steps] == ["plain", "repnoise", "literal"]
+    assert [row["variant"] for row in steps] == ["plain", "repnoise", "quarter", "literal"]
     assert all(len(row["seconds"]) == 2 and row["times_floor"] > 0 for row in steps)
     assert "| tiny | literal |" in done.stdout

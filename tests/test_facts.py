@@ -176,6 +176,7 @@ def test_fact_8_lens_logits_never_exist_all_at_once(monkeypatch):
     with captured(decoder.modules_at("residual", range(4))) as states:
         fill(model, harmful["input_ids"], harmful["attention_mask"])
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", budget)
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 1)
     with Sizes() as sizes:
         lens_ce(decoder.read_out, states, harmful["labels"]).backward()
     weights = vocabulary * 16

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5Config
 from transformers import T5ForConditionalGeneration as T5
 
-from repnoise import hidden_states
+from repnoise import hidden_states, losses
 from repnoise.defences import RepNoise
 from repnoise.defences.base import completion_ce
 from repnoise.errors import RepnoiseError
@@ -109,7 +109,8 @@ def test_lens_at_the_last_state_equals_the_logits(model):
             torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-5)
 
 
-def test_reading_out_only_what_is_predicted_changes_neither_the_loss_nor_its_gradient(model, monkeypatch):
+@pytest.mark.parametrize("by_lens", [False, True])
+def test_reading_out_only_what_is_predicted_changes_neither_the_loss_nor_its_gradient(model, monkeypatch, by_lens):
     inputs = batch()
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE)
     labels[:, :2] = labels[1, :3] = IGNORE  # Prompts of two lengths.
@@ -117,13 +118,15 @@ def test_reading_out_only_what_is_predicted_changes_neither_the_loss_nor_its_gra
 
     def computed():
         model.zero_grad()
-        loss = completion_ce(model, inputs)
+        loss = completion_ce(model, inputs, by_lens)
         loss.backward()
         return [loss.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
 
     whole = computed()
     assert positions_to_read(model, labels != IGNORE) is None
     monkeypatch.setattr(hidden_states, "FEW_LOGITS", 0)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 2)
     some = positions_to_read(model, labels != IGNORE)
     assert some is None or some.tolist() == [2, 3, 4, 5]
     torch.testing.assert_close(computed(), whole, rtol=1e-4, atol=1e-6)

@@ -217,6 +217,7 @@ def test_read_out_in_chunks_equals_read_out_at_once(monkeypatch, budget):
     expected = torch.nn.functional.cross_entropy((states @ weight.T).float(), targets)
     expected_gradients = torch.autograd.grad(expected, (states, weight))
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", budget)
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 1)
     largest = []
 
     def read_out(rows):
@@ -245,6 +246,7 @@ def test_read_out_in_chunks_has_the_gradients_of_norm_unembedding_and_cap(monkey
 
     def value_and_gradients(budget):
         monkeypatch.setattr(losses, "LOGITS_AT_ONCE", budget)
+        monkeypatch.setattr(losses, "ROWS_AT_ONCE", 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = read_out_ce(lambda rows: decoder.read_out(rows, detached=detached), states, targets)
         return loss.detach(), torch.autograd.grad(2 * loss, wanted)
@@ -259,6 +261,7 @@ def test_read_out_in_chunks_has_the_gradients_of_norm_unembedding_and_cap(monkey
 def test_logits_of_a_chunk_are_made_once(monkeypatch):
     states, weight = torch.randn(30, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 400)
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 1)
     with FlopCounterMode(display=False) as counter:
         read_out_ce(lambda rows: rows @ weight.T, states, torch.zeros(30, dtype=torch.long)).backward()
     # Forward, by the states and by the weights; and a row to learn the vocabulary's size.

@@ -16,8 +16,9 @@ from torch import Tensor
 
 IGNORE = -100
 KERNEL_MULTIPLIERS = (0.25, 0.5, 1.0, 2.0, 4.0)
-LOGITS_AT_ONCE = 2**25
-"""Logits that may exist at one time in `read_out_ce` (128 MiB in fp32)."""
+LOGITS_AT_ONCE, ROWS_AT_ONCE = 2**23, 512
+"""What may exist at one time in `read_out_ce`: so many logits (32 MiB in fp32), or those of so many states where that
+is more. With fewer states, adding up the unembedding's gradient would take longer than making it."""
 
 
 def next_token(labels: Tensor) -> Tensor:
@@ -42,14 +43,14 @@ def token_ce(logits: Tensor, targets: Tensor) -> Tensor:
 def read_out_ce(read_out: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of `targets` (N,) under `read_out(states)`, where `states` is (N, D).
 
-    `read_out` maps (n, D) to logits (n, V) with weights that are leaves of the graph. Where there are more than
-    LOGITS_AT_ONCE logits, they are made a chunk of that size at a time and once only: their gradient by states and
-    weights is taken while they are there, so there is none of second order. The bound holds for one call: concatenate
-    the states of several layers instead of calling it for each.
+    `read_out` maps (n, D) to logits (n, V) with weights that are leaves of the graph. Where there are more states than
+    `rows_at_once`, logits are made a chunk of that size at a time and once only: their gradient by states and weights
+    is taken while they are there, so there is none of second order. The bound holds for one call: concatenate the
+    states of several layers instead of calling it for each.
     """
     # One row tells the vocabulary's size, and its graph the weights.
     row = read_out(states[:1].detach())
-    rows = max(1, LOGITS_AT_ONCE // row.shape[-1])
+    rows = rows_at_once(row.shape[-1])
     if len(states) <= rows:
         return F.cross_entropy(read_out(states).float(), targets, reduction="sum") / len(states)
     if torch.is_grad_enabled():
@@ -58,6 +59,11 @@ def read_out_ce(read_out: Callable[[Tensor], Tensor], states: Tensor, targets: T
         chunks = zip(states.split(rows), targets.split(rows), strict=True)
         total = torch.stack([_ce_with_slope(read_out(x), y)[0] for x, y in chunks]).sum()
     return total / len(states)  # type: ignore[operator]
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """How many states are read out at one time where a state has so many logits."""
+    return max(1, ROWS_AT_ONCE, LOGITS_AT_ONCE // vocabulary)
 
 
 class _ReadOutCE(torch.autograd.Function):

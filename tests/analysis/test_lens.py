@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import REFUSALS, fresh, rows
 
-from repnoise.analysis import lens as module
+from repnoise import losses
 from repnoise.analysis.lens import Reader, lens, read_log_probabilities, trained_reader
 from repnoise.losses import IGNORE
 
@@ -19,9 +19,10 @@ def log_probability(logits, row):
     )
 
 
-@pytest.mark.parametrize("at_once", [module.LOGITS_AT_ONCE, 1000])
+@pytest.mark.parametrize("at_once", [losses.LOGITS_AT_ONCE, 1000])
 def test_it_reads_each_layer_as_norm_and_unembedding_do(monkeypatch, at_once):
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 1)
     loaded, given = fresh(), rows(5)
     totals, counts = read_log_probabilities(loaded, given, [0, 1])
     for i, row in enumerate(given):

@@ -15,7 +15,7 @@ from torch import Tensor
 from repnoise.analysis.states import reading, streamed
 from repnoise.data.tokenization import Row, right_padded
 from repnoise.hidden_states import captured, fill, find_decoder
-from repnoise.losses import IGNORE, LOGITS_AT_ONCE, next_token
+from repnoise.losses import IGNORE, next_token, rows_at_once
 from repnoise.modeling import LoadedModel
 from repnoise.statistics import Interval, bootstrap_interval
 
@@ -158,7 +158,7 @@ def _to_read(loaded: LoadedModel, rows: Sequence[Row], layers: Sequence[int]) ->
 def _log_probabilities(read_out: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
     """Log-probability (N,) of each target under the read-out of its state (N, D), a chunk of logits at a time."""
     vocabulary = read_out(states[:1]).shape[-1] if len(states) else 1
-    size = max(1, LOGITS_AT_ONCE // vocabulary)
+    size = rows_at_once(vocabulary)
     chunks = zip(states.split(size), targets.split(size), strict=True)
     found = [-F.cross_entropy(read_out(part).float(), ids, reduction="none").double() for part, ids in chunks]
     return torch.cat(found) if found else states.new_zeros(0).double()

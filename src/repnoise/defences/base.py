@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from repnoise.distributed.pooling import pooled_mean
 from repnoise.errors import RepnoiseError
-from repnoise.hidden_states import positions_to_read
-from repnoise.losses import IGNORE, next_token, token_ce
+from repnoise.hidden_states import captured, fill, find_decoder, positions_to_read
+from repnoise.losses import IGNORE, next_token, read_out_ce, token_ce
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and `labels`, each (B, T) int64, right-padded; labels are -100 off the completion."""
@@ -80,19 +80,25 @@ class _GivenGradient(torch.autograd.Function):
         return None, None, *given
 
 
-def completion_ce(model: nn.Module, batch: Batch) -> Tensor:
+def completion_ce(model: nn.Module, batch: Batch, by_lens: bool = False) -> Tensor:
     """Token-mean cross-entropy of the completions of a batch under the model, in nats.
 
-    Where there would be many logits, positions that predict nothing in any row (prompts, mostly) are not read out.
-    Raises RepnoiseError if there is no completion token in it.
+    Where there would be many logits, positions that predict nothing in any row (prompts, mostly) are not read out; and
+    `by_lens`, for a model that `check_lens` has passed, there are never more of them than `losses.rows_at_once` allows,
+    at the price of the second derivative. Raises RepnoiseError if there is no completion token in it.
     """
     require_completion(batch)
     targets, inputs = next_token(batch["labels"]), {key: batch[key] for key in ("input_ids", "attention_mask")}
     predicting = targets != IGNORE
-    if (some := positions_to_read(model, predicting)) is not None:
-        mean = token_ce(model(**inputs, use_cache=False, logits_to_keep=some).logits, targets[:, some])
-    else:
+    if (some := positions_to_read(model, predicting)) is None:
         mean = token_ce(model(**inputs, use_cache=False).logits, targets)
+    elif by_lens:
+        decoder = find_decoder(model)
+        with captured(decoder.modules_at("residual", [len(decoder.layers) - 1]), rows=len(targets)) as states:
+            fill(model, **inputs)
+        mean = read_out_ce(decoder.read_out, states[0][predicting], targets[predicting])
+    else:
+        mean = token_ce(model(**inputs, use_cache=False, logits_to_keep=some).logits, targets[:, some])
     return pooled_mean(mean, predicting.sum)
 
 

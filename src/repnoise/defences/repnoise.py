@@ -99,10 +99,10 @@ class RepNoise(Defence):
         self, model: nn.Module, harmless: Batch, harmful: Batch, retain: Batch | None = None
     ) -> tuple[Tensor, Terms]:
         require_completion(harmful)
-        stability = completion_ce(model, harmless)
+        stability = completion_ce(model, harmless, by_lens=True)
         terms = {"stability": stability}
         if retain is not None and self.retain_weight > 0:
-            terms["retain"] = completion_ce(model, retain)
+            terms["retain"] = completion_ce(model, retain, by_lens=True)
             stability = stability + self.retain_weight * terms["retain"]
 
         decoder = find_decoder(model)

@@ -18,13 +18,13 @@ from repnoise.defend import DefendConfig, freeze
 from repnoise.errors import RepnoiseError
 from repnoise.estimate import memory, operations
 from repnoise.estimate.devices import USABLE, Device
-from repnoise.estimate.memory import FP32, Extra, Moment
+from repnoise.estimate.memory import FP32, Extra, Moment, Reading
 from repnoise.estimate.operations import RECOMPUTED, Batch
 from repnoise.estimate.sizes import Sizes, kept_by_a_pass, shell, sizes_of
 from repnoise.evals.likelihood import LOGITS, ROWS
 from repnoise.evaluate import EvaluateConfig
 from repnoise.hidden_states import find_decoder
-from repnoise.losses import LOGITS_AT_ONCE
+from repnoise.losses import rows_at_once
 from repnoise.optimisation import Training
 
 MOST_DEVICES = 1024
@@ -206,21 +206,17 @@ def _of_training(
     chosen = find_decoder(model).choose(defence.layers) if defence else []
     kept = kept_by_a_pass(model, training.batch_size, length, training)
     batch = Batch(training.batch_size, length, round(training.batch_size * length * rows.completion))
-    # As `hidden_states.positions_to_read` has it, with prompts of one length.
-    some = sizes.one_position and batch.tokens * sizes.vocabulary > hidden_states.FEW_LOGITS
-    read = batch.completion if some else batch.tokens
-    logits = float(FP32 * read * sizes.vocabulary)
-    parts = {"language modelling": passes * operations.language_modelling(sizes, batch, read)}
+    half, accumulates = training.precision == "bf16", training.accumulation > 1
+    parts, reading = _language_modelling(sizes, batch, passes, half, by_lens=defence is not None)
     extra = _repnoise(parts, sizes, batch, chosen, defence, kept.casts > 0) if defence else None
     if training.gradient_checkpointing:
         again = operations.layers_again(sizes, batch) * (passes + (defence is not None))
         parts[RECOMPUTED] = parts.get(RECOMPUTED, 0.0) + again
     own = memory.held(sizes, kept, training.optimizer)
-    half, accumulates = training.precision == "bf16", training.accumulation > 1
-    found = memory.moments(own, kept, logits, passes, half, accumulates, extra)
+    found = memory.moments(own, kept, reading, passes, accumulates, extra)
     holds = {"weights": own.weights, "gradients": own.gradients, "optimiser": own.optimiser}
     holds |= {"weights in 16 bits": own.casts} if own.casts else {}
-    holds |= {"activations": kept.all * (passes + (extra is not None)), "logits": logits * (passes + 2)}
+    holds |= {"activations": kept.all * (passes + (extra is not None)), "logits": passes * reading.waits + reading.made}
     if extra:
         holds |= {"lens": extra.logits + 2 * extra.states + 2 * extra.head, "kernel matrices": extra.kernels}
     steps = _steps(training, rows.examples)
@@ -237,6 +233,30 @@ def _of_training(
         gathered=_gathered(sizes, training.precision),
         disk_bytes=own.weights * (keeps or bool(training.save_every)) + checkpoint,
     )
+
+
+def _language_modelling(
+    sizes: Sizes, batch: Batch, passes: int, half: bool, by_lens: bool
+) -> tuple[dict[str, float], Reading]:
+    """Operations of so many passes by part, and what each takes to be read out: as `defences.base.completion_ce` does,
+    with prompts of one length."""
+    some = sizes.one_position and batch.tokens * sizes.vocabulary > hidden_states.FEW_LOGITS
+    if some and by_lens:
+        parts = {"language modelling": passes * operations.language_modelling_by_lens(sizes, batch)}
+        parts[RECOMPUTED] = passes * operations.one_row_read_out(sizes)
+        return parts, _read_by_lens(sizes, batch.completion, half)
+    read = batch.completion if some else batch.tokens
+    parts = {"language modelling": passes * operations.language_modelling(sizes, batch, read)}
+    return parts, Reading.whole(float(FP32 * read * sizes.vocabulary), half)
+
+
+def _read_by_lens(sizes: Sizes, states: int, half: bool) -> Reading:
+    """Of so many states, as `losses.read_out_ce` does it."""
+    at_once = rows_at_once(sizes.vocabulary)
+    if states <= at_once:
+        return Reading.whole(float(FP32 * states * sizes.vocabulary), half)
+    held = float((2 if half else FP32) * states * sizes.width)
+    return Reading.in_chunks(held, 2.0 * FP32 * at_once * sizes.vocabulary, float(FP32 * sizes.head_trained))
 
 
 def _repnoise(
@@ -259,14 +279,15 @@ def _repnoise(
     parts["harmful states"] = operations.states_only(sizes, batch, reached)
     parts["lens"] = operations.lens(sizes, batch, read, defence.detach_unembedding)
     parts["kernels"] = operations.kernels(n, dimension, layers)
-    parts[RECOMPUTED] = 2.0 * sizes.head  # A row that tells the vocabulary's size.
+    parts[RECOMPUTED] = parts.get(RECOMPUTED, 0.0) + operations.one_row_read_out(sizes)
     state = batch.completion * sizes.width * (2 if half else FP32)
-    logits = batch.completion * read * sizes.vocabulary
+    states, at_once = batch.completion * read, rows_at_once(sizes.vocabulary)
+    logits = FP32 * min(states, at_once) * sizes.vocabulary
     return Extra(
         captured=layers * batch.tokens * sizes.width * (2 if half else FP32),
         states=float(read * state),
-        logits=float((2 if logits > LOGITS_AT_ONCE else 3) * FP32 * min(LOGITS_AT_ONCE, logits)),
-        whole=logits <= LOGITS_AT_ONCE,
+        logits=float((2 if states > at_once else 3) * logits),
+        whole=states <= at_once,
         head=float(FP32 * sizes.head_trained * (not defence.detach_unembedding)),
         kernels=float(memory.kernel_bytes(n, dimension, layers)),
     )

@@ -61,6 +61,34 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a language-modelling pass takes beside its activations, for its completions to be read out.
+
+    Attributes:
+        waits: bytes that are kept until its backward pass.
+        made: bytes beside those while they are made.
+        back: bytes that the backward pass adds.
+        head: the unembedding's gradient where the forward pass makes it: one copy is kept, one more comes and goes.
+    """
+
+    waits: float
+    made: float
+    back: float
+    head: float = 0.0
+
+    @classmethod
+    def whole(cls, logits: float, half: bool) -> Reading:
+        """Of all logits at once, so many bytes in fp32 (`half`: made from logits in 16 bits): the cross-entropy keeps
+        one copy, makes another, and two more in the backward pass."""
+        return cls(logits, (1.5 if half else 1.0) * logits, 2 * logits)
+
+    @classmethod
+    def in_chunks(cls, states: float, logits: float, head: float) -> Reading:
+        """Of states and chunks of logits with their gradient: `losses.read_out_ce`."""
+        return cls(states, states + logits, states, head)
+
+
+@dataclass(frozen=True)
 class Extra:
     """What RepNoise's own terms take beside the passes of the model.
 
@@ -87,29 +115,31 @@ def held(sizes: Sizes, kept: Kept, optimizer: str) -> Held:
 
 
 def moments(
-    own: Held, kept: Kept, logits: float, read_passes: int, half: bool, accumulates: bool, extra: Extra | None = None
+    own: Held, kept: Kept, reading: Reading, read_passes: int, accumulates: bool, extra: Extra | None = None
 ) -> list[Moment]:
     """When memory may be at its peak, for a loss of so many language-modelling passes and perhaps RepNoise's terms.
 
-    `logits` are the bytes of one pass' logits in fp32. Its cross-entropy keeps one copy of them and makes another in
-    the forward pass (three copies with those in 16 bits that they come from), and two more in the backward pass.
     Backward passes go in the opposite order of the forward passes, so RepNoise's is the first, and after it gradients
     of all weights wait while the other passes' activations are still there.
     """
     always = own.always + own.casts + (own.gradients if accumulates else 0)
-    passed = kept.all + logits
+    passed = kept.all + reading.waits
     last = read_passes - 1
-    found = [Moment("forward", always, last * passed + kept.all + (2.5 if half else 2) * logits)]
-    first_back = Moment("start of the backward pass", always, read_passes * passed + 2 * logits + kept.again)
+    heads = read_passes * reading.head
+    found = [Moment("forward", always, last * passed + kept.all + reading.waits + reading.made, heads + reading.head)]
+    first_back = Moment(
+        "start of the backward pass", always, read_passes * passed + reading.back + kept.again, heads + reading.head
+    )
     if extra is None:
         found.append(first_back)
     else:
         before = read_passes * passed + kept.all
         both = 2 * extra.states  # The states and their gradient, then that and the same times the loss' own.
-        fixed = 2 * extra.head + extra.kernels
+        fixed = heads + 2 * extra.head + extra.kernels
         found.append(Moment("reading states", always, before + both + extra.captured, fixed + extra.logits))
         found.append(Moment("start of the backward pass", always, before + both, fixed + extra.logits * extra.whole))
-        found.append(Moment("after the first backward pass", always + own.partly, first_back.rows))
+        after = Moment("after the first backward pass", always + own.partly, first_back.rows, first_back.fixed)
+        found.append(after)
     found.append(Moment("optimiser step", own.always + own.gradients * (2 if accumulates else 1), 0.0))
     return found
 

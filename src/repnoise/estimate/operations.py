@@ -47,6 +47,11 @@ def language_modelling(sizes: Sizes, batch: Batch, read: int) -> float:
     return own + training_flops(sizes.head, read, sizes.head_trained) + 3 * attention(sizes, batch.rows, batch.length)
 
 
+def language_modelling_by_lens(sizes: Sizes, batch: Batch) -> float:
+    """The same where the completion's last states are read out, and by the model itself one position a row."""
+    return states_only(sizes, batch, sizes.layers) + lens(sizes, batch, 1)
+
+
 def states_only(sizes: Sizes, batch: Batch, reached: int) -> float:
     """Forward and backward pass for the sake of hidden states, whose logits nobody asks for: one position a row is read
     out where the model can do that, and has no backward pass. Neither have layers above the `reached` lowest ones."""
@@ -61,6 +66,11 @@ def lens(sizes: Sizes, batch: Batch, layers: int, detached: bool = False) -> flo
     (`losses.read_out_ce`)."""
     times = 6 if sizes.head_trained and not detached else 4
     return float(times * sizes.head * batch.completion * layers)
+
+
+def one_row_read_out(sizes: Sizes) -> float:
+    """What `losses.read_out_ce` spends to learn the vocabulary's size."""
+    return 2.0 * sizes.head
 
 
 def kernels(samples: int, dimension: int, layers: int) -> float:
