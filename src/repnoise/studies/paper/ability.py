@@ -142,13 +142,15 @@ def table_10(setting: Setting) -> Table:
 def table_11(setting: Setting) -> Table:
     """XSTest: refusals of safe and of unsafe prompts."""
     entries: list[Entry] = []
+    paper = setting.scale.name == "paper"
+    metrics = OVER if paper else OVER | {"unsafe refused": "refusal_rate"}
     for model in _pair(setting):
         runs = model.runs
-        if setting.scale.name == "paper":
+        if paper:
             contrast = "xstest:xstest_prompts.csv"
             asked = replace(model, inputs=tuple(replace(own, contrast=contrast) for own in model.inputs))
             runs = setting.measured(asked, "XSTest", evaluations=("over-refusal",), judges=("refusal",))
-        for (column, metric), number in zip(OVER.items(), TABLE_11[model.name], strict=True):
+        for (column, metric), number in zip(metrics.items(), TABLE_11[model.name], strict=True):
             entries.append(Entry(model.name, column, number, runs, Metric(metric)))
     claims = (
         Claim("More safe prompts are refused.", ((("Base", "safe refused"), ("RepNoise", "safe refused")),)),
@@ -157,6 +159,7 @@ def table_11(setting: Setting) -> Table:
     )
     notes = (
         "SmoothLLM and paraphrasing, which the paper has beside it, are no defences of weights and are not built.",
-        "In the sandbox lookalikes stand for the safe prompts; its exact judge knows no partial refusal.",
+        "In the sandbox lookalikes stand for the safe prompts and held-out forbidden questions for the unsafe ones; "
+        "its exact judge tells refusals alone.",
     )
     return Table("model", tuple(entries), claims, "Base", "share of prompts", notes=notes)

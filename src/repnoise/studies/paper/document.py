@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 READING = """\
 Each number is a mean over seeds with its 95 % interval, for other seeds (Student's t) and other prompts together; one
 seed has the interval over prompts alone. *Paper* is the paper's own number, from one seed. **✓** or **✗** behind ours
-says that it differs from the table's first model beyond chance, in the paper's direction or not; nothing, that chance
-may explain it.
+says that it differs from the table's first model beyond chance, in the paper's direction or not (less than .05 in the
+paper is no difference); nothing, that chance may explain it.
 
 A claim **holds** where every comparison in it does beyond chance (the interval of each difference is below 0, or within
 the margin where two are said to be alike), **does not hold** where one of them goes the other way beyond chance, and
