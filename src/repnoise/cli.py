@@ -120,7 +120,10 @@ def _evaluate(arguments: list[str]) -> None:
     presets = {"evaluation": EvaluateConfig()}
     _, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
     name = Path(config.inputs.model).name
-    _finished(evaluate(config, to.folder("evaluation", name, config), name, to.resume))
+    run = evaluate(config, to.folder("evaluation", name, config), name, to.resume)
+    _finished(run)
+    for path, source in (run.record.get("measured_elsewhere") or {}).items():
+        print(f"The numbers of {path} are of {source['model']}: make sure that this is the same model.")
 
 
 def _scorecard(arguments: list[str]) -> None:
