@@ -21,7 +21,7 @@ LAYERS = (
     ("modeling", "defences", "judges", "muon", "report.curves", "report.latex", "distributed.sharding", "progress"),
     ("distributed", "distributed.shared_step"),
     ("training", "inputs", "inspect_data", "evals", "report.model_card", "report.completions"),
-    ("attacks", "evaluate"),
+    ("attacks", "evaluate", "report.inspect_logs"),
     ("defend", "pairs", "judge_training", "rejudge"),
     ("attack",),
     ("sandbox.build", "report.summary", "report.drawing", "trainability", "cells", "estimate"),

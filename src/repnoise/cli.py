@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,10 @@ def _evaluate(arguments: list[str]) -> None:
     presets = {"evaluation": EvaluateConfig()}
     _, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
     name = Path(config.inputs.model).name
-    _finished(evaluate(config, to.folder("evaluation", name, config), name, to.resume))
+    run = evaluate(config, to.folder("evaluation", name, config), name, to.resume)
+    _finished(run)
+    for path, source in (run.record.get("measured_elsewhere") or {}).items():
+        print(f"The numbers of {path} are of {source['model']}: make sure that this is the same model.")
 
 
 def _scorecard(arguments: list[str]) -> None:
@@ -247,6 +251,13 @@ def _report(arguments: list[str]) -> None:
     missing = [str(path) for path in options.runs if not path.exists()]
     if missing or not (runs := find_runs(options.runs)):
         raise RepnoiseError(f"There are no runs in {', '.join(missing or map(str, options.runs))}.")
+    if options.inspect_logs:
+        from repnoise.report.inspect_logs import write_inspect_logs
+
+        folder = options.output_dir / "inspect"
+        count = len(write_inspect_logs(runs, folder))
+        view = f"inspect view --log-dir {shlex.quote(str(folder))}"
+        print(f"{count} {'log' if count == 1 else 'logs'} with all texts in full: {view}")
     print(f"Report: {write_report(runs, options.output_dir, options.latex, options.completions)}")
 
 

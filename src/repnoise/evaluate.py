@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from repnoise.errors import RepnoiseError
+from repnoise.evals.capability_results import read_results
 from repnoise.evals.evaluations import EVALUATIONS, Metrics, evaluate_prompts, likelihoods, summarised
 from repnoise.evals.generation import Generation
 from repnoise.inputs import FLAT, Inputs
@@ -61,6 +62,7 @@ class EvaluateConfig:
         capabilities: tasks of lm-eval by name, or files of the user's own tasks; needs the extra "eval".
         capability_limit: most questions of each such task; None for all.
         capability_shots: solved examples before each question; None for what the task says.
+        capability_results: files results_*.json that lm-eval's own command wrote of this model, somewhere else.
     """
 
     inputs: Annotated[Inputs, FLAT] = field(default_factory=Inputs)
@@ -68,6 +70,7 @@ class EvaluateConfig:
     capabilities: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TASK ...")] = ()
     capability_limit: int | None = None
     capability_shots: int | None = None
+    capability_results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,17 @@ class Panel:
 
 def evaluate(config: EvaluateConfig, output_dir: Path, name: str = "evaluation", resume: bool = False) -> Run:
     """Evaluate a model into a run. What an interrupted evaluation had finished is not done again."""
+    elsewhere = read_results(config.capability_results)
+    elsewhere.require_apart(config.capabilities)
     loaded, data, codec = config.inputs.open()
+    elsewhere.require_of(loaded)
     panel = open_panel(config.evaluating, data)
     parent = parent_of(config.inputs, loaded)
     measured = (data.held_out, data.retained_test, data.harmless_test, data.lookalikes, data.unsafe, data.requests)
     measured += (data.plain_text,)
     facts = {"measured": {"fingerprint": fingerprint(measured)}, "skipped": data.skipped}
-    run = open_run(output_dir, "evaluation", name, config, resume, parent=parent, data=facts)
+    more = {"measured_elsewhere": elsewhere.sources} if elsewhere.sources else {}
+    run = open_run(output_dir, "evaluation", name, config, resume, parent=parent, data=facts, **more)
     if not run.finished:
         with recording(run):
             folder = run.path / "evaluations"
@@ -95,7 +102,9 @@ def evaluate(config: EvaluateConfig, output_dir: Path, name: str = "evaluation",
                 from repnoise.evals.capability import capabilities
 
                 found = capabilities(loaded, config.capabilities, config.capability_limit, config.capability_shots)
+                elsewhere.require_apart(found)
                 metrics |= {f"lm-eval/{name}": measured for name, measured in found.items()}
+            metrics |= {f"lm-eval/{name}": measured for name, measured in elsewhere.metrics.items()}
             if not metrics:
                 raise RepnoiseError(f"Nothing to measure in {data.name}: none of the chosen evaluations applies to it.")
             run.update(metrics=metrics)

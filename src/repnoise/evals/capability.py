@@ -73,7 +73,7 @@ def capabilities(
         wrapper = _wrapped(loaded, batch_size)
         for name in names:
             found = _tasks(manager, name)
-            metrics |= _metrics(name, found, _results(wrapper, name, found, limit, shots))
+            metrics |= metrics_of(name, found, _results(wrapper, name, found, limit, shots))
     loaded.model.train(was_training)
     return metrics
 
@@ -145,7 +145,7 @@ def _results(wrapper: Any, name: str, tasks: dict[str, Any], limit: int | None, 
     return results
 
 
-def _metrics(name: str, tasks: dict[str, Any], results: dict[str, Any]) -> Metrics:
+def metrics_of(name: str, tasks: dict[str, Any], results: dict[str, Any]) -> Metrics:
     """The numbers of one name: of its one task or group, else pooled over the questions of its tasks."""
     leaves = list(tasks["tasks"])
     top = next(iter(tasks["groups"] or leaves))

@@ -307,7 +307,7 @@ def _completions(
     return [row["text"] for row in rows]
 
 
-def _file_name(judge: str) -> str:
+def file_name_of(judge: str) -> str:
     """A judge's name as part of a file's; what that cannot hold is told apart by a fingerprint."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", judge)
     return name if name == judge else f"{name[-80:]}-{fingerprint(judge)[:6]}"
@@ -317,7 +317,7 @@ def _scores(judge: Judge, answers: list[Completion], place: Path | None) -> list
     if place is None:
         return asked_once(judge, answers)
     made_from = {"judge": judge.name, "version": judge.version, "answers": [plain(answer) for answer in answers]}
-    name = f"scores-{_file_name(judge.name)}"
+    name = f"scores-{file_name_of(judge.name)}"
     partial = place / f"{name}.partial.jsonl"
     rows = kept_rows(
         place / f"{name}.jsonl",

@@ -88,12 +88,15 @@ class ReportOptions:
         latex: write a folder latex/ beside them: the tables for booktabs, the figures as PDF and SVG.
         completions: show what models wrote to harmful questions, instead of masking it; the fictional text of the
             sandbox is always shown.
+        inspect_logs: write a folder inspect/ beside them: a log for each evaluation, with every question and answer in
+            full, harmful ones as well, for `inspect view`; needs the extra "inspect".
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUNS"), tyro.conf.Positional] = (Path("runs"),)
     output_dir: Path = Path("report")
     latex: bool = False
     completions: bool = False
+    inspect_logs: bool = False
 
 
 def write_report(runs: Sequence[Run], folder: Path, latex: bool = False, completions: bool = False) -> Path:

@@ -40,7 +40,7 @@ def dot_picture(columns: Sequence[Dots], names: Sequence[str], style: dict[str, 
     height = top + row * len(names) + bottom
     figure = Figure(figsize=(width / 72, height / 72), facecolor="white")
     FigureCanvasSVG(figure)
-    panel = (width - left) / len(columns)
+    panel = (width - left) / max(len(columns), 1)
     for number, column in enumerate(columns):
         place = ((left + number * panel) / width, bottom / height, (panel - 44) / width, row * len(names) / height)
         _dots(figure.add_axes(place), column, names, style)

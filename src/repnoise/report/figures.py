@@ -183,7 +183,8 @@ def summary_picture(rows: Sequence[Row], look: dict[str, Style]) -> str:
     note = f"Points: means over {seeds} seeds. Lines:" if seeds > 1 else "One seed. Lines:"
     note += " 95 % intervals." + (" Ticks: the worst single run." if seeds > 1 else "")
     best = f"Best of {attacks} attacks on each model. " if attacks > 1 else ""
-    return dot_picture([column for column in columns if column.points], names, look, best + note)
+    columns = [column for column in columns if column.points]
+    return dot_picture(columns, names, look, best + note if columns else "Nothing that belongs here was measured.")
 
 
 def _under_attack(metric: str, rows: Sequence[Row]) -> Dots:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from repnoise.metrics import HARM, NAMES, is_share, name_of, number, recorded, spelled
@@ -198,6 +199,7 @@ def notes(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
         *_fewer_seeds(rows),
         *some,
         *_uncovered_defences(runs, lineage),
+        *_elsewhere(runs, lineage),
         *_repeated(runs, rows, lineage),
         *_peaks(runs, rows, lineage),
     ]
@@ -228,6 +230,17 @@ def _fewer_seeds(rows: Sequence[Row]) -> list[str]:
         if fewer:
             found.append(f"Against {name}, not every attack has been run with every seed: {', '.join(fewer)}.")
     return found
+
+
+def _elsewhere(runs: Sequence[Run], lineage: Lineage) -> list[str]:
+    """Numbers that repnoise has from files and did not measure."""
+    return [
+        f"What lm-eval measured of {lineage.place(run)[0]} was read from {Path(path).name}, which is of "
+        f"{source['model']} (lm-eval {source['lm_eval'] or 'of a version that it does not tell'})."
+        for run in runs
+        if run.finished
+        for path, source in (run.record.get("measured_elsewhere") or {}).items()
+    ]
 
 
 def _uncovered_defences(runs: Sequence[Run], lineage: Lineage) -> list[str]:
