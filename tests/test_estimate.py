@@ -254,6 +254,6 @@ def test_the_benchmark_of_a_step_runs_each_variant_in_a_process_of_its_own(tmp_p
     command = [sys.executable, str(script), "--shapes", "tiny", "--repeats", "2", "--output", str(tmp_path / "o.json")]
     done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=True)
     steps = json.loads((tmp_path / "o.json").read_text())["steps"]
-    assert [row["variant"] for row in steps] == ["plain", "repnoise", "literal"]
+    assert [row["variant"] for row in steps] == ["plain", "repnoise", "quarter", "literal"]
     assert all(len(row["seconds"]) == 2 and row["times_floor"] > 0 for row in steps)
     assert "| tiny | literal |" in done.stdout

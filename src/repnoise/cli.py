@@ -119,7 +119,7 @@ def _evaluate(arguments: list[str]) -> None:
     presets = {"evaluation": EvaluateConfig()}
     _, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
     name = Path(config.inputs.model).name
-    _finished(evaluate(config, to.folder("evaluation", name, config), name, to.resume))
+    _finished(evaluate(config, to.folder("evaluation", name, config), name, to.resume, progress=True))
 
 
 def _scorecard(arguments: list[str]) -> None:
