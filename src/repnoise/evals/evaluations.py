@@ -305,7 +305,8 @@ def _completions(
     write_rows(place / "prompts.jsonl", [plain(question) for question in questions])
 
     def make() -> list[dict[str, str]]:
-        return [{"text": text} for text in generate(loaded, codec, prompts, generation, partial, progress)]
+        texts = generate(loaded, codec, prompts, generation, keep=partial, progress=progress)
+        return [{"text": text} for text in texts]
 
     partial = place / "completions.partial.jsonl"
     rows = kept_rows(place / "completions.jsonl", made_from, ("text",), make)
