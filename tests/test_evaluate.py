@@ -1,6 +1,7 @@
 """An evaluation as a run, and the model and data that every command starts from."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import repnoise.evaluate
 from repnoise.defend import initialise
 from repnoise.errors import RepnoiseError
-from repnoise.evals import evaluations
+from repnoise.evals import evaluations, generation
 from repnoise.evals.generation import Generation
 from repnoise.evaluate import EvaluateConfig, Evaluating, evaluate
 from repnoise.inputs import Inputs
@@ -38,6 +39,15 @@ def test_an_evaluation_is_a_run_with_metrics_and_changes_no_weights(config, tmp_
     assert metrics["harmful_ce"]["low"] < metrics["harmful_ce"]["value"] < metrics["harmful_ce"]["high"]
     assert metrics["refusal_rate"]["n"] == metrics["harmful_ce"]["n"] > 5
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_an_evaluation_shows_what_is_generated_and_how_fast(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # As in a terminal.
+    monkeypatch.setattr(generation, "PATIENCE", 0.0)
+    evaluate(config, tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    evaluate(config, tmp_path / "shown", progress=True)
+    assert re.search(r"resistance.*tokens/s", capsys.readouterr().err, re.DOTALL)
 
 
 def test_a_finished_evaluation_is_left_as_it_is(config, tmp_path, monkeypatch):

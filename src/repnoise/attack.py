@@ -114,7 +114,7 @@ def _attack(
         alone(curve.start)
         attacked, log, asking = _applied(config, run, loaded, data, codec, resume, curve, progress)
         if panel is not None:
-            metrics = curve.measured(attacked, config.evaluating, asking, run.path / "evaluations")
+            metrics = curve.measured(attacked, config.evaluating, asking, run.path / "evaluations", progress)
             curve.add(log[-1]["step"] if log else 0, metrics)
             run.update(metrics=metrics, weights=attacked.fingerprint)
     return without_model(run, config.keep_model) if panel is not None else run
@@ -292,18 +292,24 @@ class Curve:
         self.add(step, self.measured(now, evaluating, self.config.attack.asking))
 
     def measured(
-        self, loaded: LoadedModel, evaluating: Evaluating, asking: Asking, folder: Path | None = None
+        self,
+        loaded: LoadedModel,
+        evaluating: Evaluating,
+        asking: Asking,
+        folder: Path | None = None,
+        progress: bool = False,
     ) -> dict[str, Any]:
         """Metrics of an attacked model: an attacker's questions are asked in the attacker's way, all else plainly."""
         asked = asking.codec(self.codec)
         if asking == Asking() and asked == self.plainly:
-            return measure(loaded, asked, self.data, evaluating, self.panel, folder)
+            return measure(loaded, asked, self.data, evaluating, self.panel, folder, progress)
         by_attacker = {name: EVALUATIONS[name][1].by_attacker for name in evaluating.evaluations}
         theirs, others = (tuple(n for n in by_attacker if by_attacker[n] is side) for side in (True, False))
         generation = _drawn(evaluating.generation, asking)
         attackers = replace(evaluating, evaluations=theirs, generation=generation, likelihood=False)
-        found = measure(loaded, asked, self.data, attackers, self.panel, folder)
-        found |= measure(loaded, self.plainly, self.data, replace(evaluating, evaluations=others), self.panel, folder)
+        anybodys = replace(evaluating, evaluations=others)
+        found = measure(loaded, asked, self.data, attackers, self.panel, folder, progress)
+        found |= measure(loaded, self.plainly, self.data, anybodys, self.panel, folder, progress)
         if asked != self.plainly:
             found.pop("harmful_ce", None)  # Of an answer to what the attacker does not ask.
         if folder:

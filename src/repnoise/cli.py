@@ -120,7 +120,7 @@ def _evaluate(arguments: list[str]) -> None:
     presets = {"evaluation": EvaluateConfig()}
     _, config, to = config_options(arguments, "evaluate", "evaluation", "evaluation", presets)
     name = Path(config.inputs.model).name
-    run = evaluate(config, to.folder("evaluation", name, config), name, to.resume)
+    run = evaluate(config, to.folder("evaluation", name, config), name, to.resume, progress=True)
     _finished(run)
     for path, source in (run.record.get("measured_elsewhere") or {}).items():
         print(f"The numbers of {path} are of {source['model']}: make sure that this is the same model.")

@@ -129,7 +129,7 @@ def _defend(config: DefendConfig, output_dir: Path, name: str, resume: bool, pro
     with recorded(run, config.training):
         defended, _ = trained_once(run, loaded, training)
         if panel is not None:
-            metrics = measure(defended, codec, data, config.evaluating, panel, run.path / "evaluations")
+            metrics = measure(defended, codec, data, config.evaluating, panel, run.path / "evaluations", progress)
             run.update(metrics=metrics, weights=defended.fingerprint)
             write_card(run)
     return run

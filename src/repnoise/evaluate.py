@@ -81,7 +81,13 @@ class Panel:
     base: LoadedModel | None = None
 
 
-def evaluate(config: EvaluateConfig, output_dir: Path, name: str = "evaluation", resume: bool = False) -> Run:
+def evaluate(
+    config: EvaluateConfig,
+    output_dir: Path,
+    name: str = "evaluation",
+    resume: bool = False,
+    progress: bool = False,
+) -> Run:
     """Evaluate a model into a run. What an interrupted evaluation had finished is not done again."""
     elsewhere = read_results(config.capability_results)
     elsewhere.require_apart(config.capabilities)
@@ -97,7 +103,7 @@ def evaluate(config: EvaluateConfig, output_dir: Path, name: str = "evaluation",
     if not run.finished:
         with recording(run):
             folder = run.path / "evaluations"
-            metrics = measure(loaded, codec, data, config.evaluating, panel, folder)
+            metrics = measure(loaded, codec, data, config.evaluating, panel, folder, progress)
             if config.capabilities:
                 from repnoise.evals.capability import capabilities
 
@@ -130,10 +136,11 @@ def measure(
     evaluating: Evaluating,
     panel: Panel,
     folder: Path | None = None,
+    progress: bool = False,
 ) -> Metrics:
     """All metrics that apply, with their intervals over prompts. See `evals.evaluations` for the files in `folder`."""
     names, generation = evaluating.evaluations, evaluating.generation
-    metrics = evaluate_prompts(loaded, codec, data, names, generation, panel.judges, folder)
+    metrics = evaluate_prompts(loaded, codec, data, names, generation, panel.judges, folder, progress)
     if evaluating.likelihood:
         metrics |= likelihoods(loaded, codec, data)
         if panel.base is not None and panel.base.fingerprint != loaded.fingerprint:

@@ -43,9 +43,9 @@ def asked(monkeypatch):
     """The prompts that were really generated for, one list a call."""
     calls = []
 
-    def counting(loaded, codec, prompts, generation, keep=None):
+    def counting(loaded, codec, prompts, generation, keep=None, progress=None):
         calls.append(list(prompts))
-        return generate(loaded, codec, prompts, generation, keep)
+        return generate(loaded, codec, prompts, generation, keep, progress)
 
     monkeypatch.setattr(evaluations, "generate", counting)
     return calls

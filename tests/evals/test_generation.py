@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -259,6 +261,7 @@ def test_a_bar_is_shown_only_when_it_takes_a_while(llama, monkeypatch, capsys):
     generate(llama, codec, PROMPTS, settings, progress="asking [the] owl")
     shown = capsys.readouterr()
     assert "asking [the] owl" in shown.err and "7/7" in shown.err and shown.out == ""
+    assert float(re.findall(r"([\d,]+) tokens/s", shown.err)[-1].replace(",", "")) > 0
 
 
 def test_nothing_to_ask_gives_nothing(llama):
@@ -275,3 +278,63 @@ def test_nothing_to_ask_gives_nothing(llama):
 def test_impossible_settings_are_told(setting, value):
     with pytest.raises(RepnoiseError, match=setting):
         dataclasses.replace(Generation(), **{setting: value})
+
+
+@contextmanager
+def room_for(model, rows):
+    """The model's memory has room for so many rows: more raise what a GPU raises. Yields the sizes that were tried."""
+    tried = []
+
+    def run_out(_module, _positional, arguments):
+        if len(arguments["input_ids"]) != (tried[-1:] or [0])[0]:
+            tried.append(len(arguments["input_ids"]))
+        if len(arguments["input_ids"]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    hook = model.model.register_forward_pre_hook(run_out, with_kwargs=True)
+    try:
+        yield tried
+    finally:
+        hook.remove()
+
+
+def test_a_batch_that_runs_out_of_memory_is_halved_and_greedy_text_stays_the_same(any_model):
+    whole = texts_of(any_model, batch_size=7)
+    for rows in (1, 2, 3, 6):
+        with room_for(any_model, rows) as tried:
+            assert texts_of(any_model, batch_size=7) == whole
+        assert tried[0] == 7 and max(tried[1:]) <= max(rows, 3)
+
+
+def test_batches_after_one_that_ran_out_of_memory_are_no_larger(llama):
+    with room_for(llama, 2) as tried:
+        texts_of(llama, batch_size=4)
+    assert tried.count(4) == 1, "memory must not run out in every batch"
+
+
+def test_a_prompt_that_memory_has_no_room_for_is_told_with_what_to_do(llama):
+    with room_for(llama, 0), pytest.raises(RepnoiseError, match=r"no room for a batch of one.*--max-new-tokens"):
+        texts_of(llama)
+
+
+def test_sampled_text_of_a_halved_batch_depends_on_where_it_was_cut_alone(llama):
+    def sampled(rows, prompts=PROMPTS):
+        with room_for(llama, rows):
+            return texts_of(llama, prompts, batch_size=4, temperature=1.0)
+
+    assert sampled(2) == sampled(3), "what was tried and failed must not matter"
+    assert sampled(2) != sampled(4), "else this shows nothing: the parts of a batch are drawn anew"
+    assert len(set(sampled(2, PROMPTS[:1] * 4))) == 4, "parts of one batch must not be drawn from one seed"
+
+
+def test_a_generation_that_was_interrupted_after_memory_ran_out_gives_the_same_text(llama, tmp_path, monkeypatch):
+    settings = {"prompts": (*PROMPTS, "Who?"), "temperature": 1.0, "batch_size": 3}
+    with room_for(llama, 2):
+        whole = kept_texts(llama, None, **settings)
+    for stop in (0, 2, 4, 8):  # The first batch takes a try in vain and three parts; the last would have room for two.
+        keep = tmp_path / f"{stop}.jsonl"
+        with room_for(llama, 2):
+            assert killed_after(monkeypatch, llama, stop, keep, **settings) == (None, stop)
+        with room_for(llama, 2) as tried:
+            assert killed_after(monkeypatch, llama, 9, keep, **settings)[0] == whole
+        assert (3 in tried) == (stop < 4), "what had no room before must not be tried again"

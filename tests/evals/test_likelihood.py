@@ -7,6 +7,7 @@ import torch
 
 from conftest import byte_level_tokenizer, tiny_llama
 from repnoise.data.tokenization import Codec
+from repnoise.errors import RepnoiseError
 from repnoise.evals import likelihood
 from repnoise.evals.likelihood import completion_losses, perplexity
 from repnoise.modeling import LoadedModel
@@ -107,3 +108,23 @@ def test_a_broken_model_gives_numbers_that_are_not_finite_instead_of_failing(cod
     torch.nn.init.constant_(broken.model.lm_head.weight, math.nan)
     assert all(math.isnan(loss) for loss in completion_losses(broken, codec, COMPLETIONS))
     assert math.isnan(perplexity(broken, ["the grey owl"], 256)[0])
+
+
+def test_a_batch_that_runs_out_of_memory_is_halved_and_the_numbers_stay(model, codec):
+    together, sizes = completion_losses(model, codec, COMPLETIONS), []
+
+    def run_out(_module, _positional, arguments):
+        sizes.append(len(arguments["input_ids"]))
+        if sizes[-1] > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    hook = model.model.register_forward_pre_hook(run_out, with_kwargs=True)
+    try:
+        room = 1
+        assert completion_losses(model, codec, COMPLETIONS) == pytest.approx(together, rel=1e-5)
+        assert sizes == [3, 1, 1, 1]
+        room = 0
+        with pytest.raises(RepnoiseError, match=r"no room for a batch of one row: lower --max-length"):
+            completion_losses(model, codec, COMPLETIONS)
+    finally:
+        hook.remove()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from repnoise.data.records import Example
 from repnoise.errors import RepnoiseError
-from repnoise.evals.likelihood import batches_of_rows
+from repnoise.evals.halving import as_memory_allows
+from repnoise.evals.likelihood import ROWS, TOO_LONG, batches_of_rows
 
 if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
     from torch import Tensor
@@ -31,31 +33,34 @@ def kl_to_base(
 
     At every token of an example's completion, and of a plain text but its first, both models see the same ids before
     it, and the divergence is that of their distributions of what comes next: in fp32, 0 for two equal models and above
-    0 for any other. Raises RepnoiseError where the two do not have one tokenizer.
+    0 for any other. A batch that runs out of memory is halved. Raises RepnoiseError where the two do not have one
+    tokenizer, or there is no room for a single row.
     """
     _require_one_vocabulary(base, loaded)
     rows = [codec.row(example.prompt, example.completion) for example in examples]
     for text in texts:
         ids = loaded.tokenizer(text, verbose=False)["input_ids"][: codec.max_length]
         rows.append({"input_ids": ids, "labels": ids})
-    found = [math.nan] * len(rows)
+    found, size = [math.nan] * len(rows), ROWS
     measured = [i for i, row in enumerate(rows) if len(row["input_ids"]) > 1]
     vocabulary = ARRAYS * loaded.model.config.get_text_config().vocab_size
     for chosen in batches_of_rows([rows[i] for i in measured], vocabulary):
         places = [measured[i] for i in chosen]
-        for place, value in zip(places, _divergences(base, loaded, [rows[i] for i in places]), strict=True):
+        part = partial(_divergences, base, loaded, [rows[i] for i in places])
+        values, size = as_memory_allows(part, len(places), size, TOO_LONG)
+        for place, value in zip(places, values, strict=True):
             found[place] = value
     return found
 
 
-def _divergences(base: LoadedModel, loaded: LoadedModel, rows: Sequence[Row]) -> list[float]:
-    """The token mean of each row of one batch."""
+def _divergences(base: LoadedModel, loaded: LoadedModel, rows: Sequence[Row], start: int, stop: int) -> list[float]:
+    """The token mean of some rows of one batch."""
     import torch
 
     from repnoise.data.tokenization import right_padded
     from repnoise.losses import IGNORE, next_token
 
-    batch = right_padded(rows, loaded.tokenizer.pad_token_id)
+    batch = right_padded(rows[start:stop], loaded.tokenizer.pad_token_id)
     counted = (next_token(batch.pop("labels")) != IGNORE).to(loaded.model.device)
     with torch.no_grad():
         ours = _log_probabilities(loaded, batch)

@@ -157,12 +157,13 @@ def evaluate_prompts(
     generation: Generation,
     judges: Sequence[Judge],
     folder: Path | None = None,
+    progress: bool = False,
 ) -> Metrics:
     """Run the named evaluations that apply to the data and that one of the judges can judge.
 
     With a folder, every arrow's result is kept in it: what is there and made from the same inputs is not made again, so
     an interrupted evaluation goes on, another judge does not generate anew, and a changed input is noticed. There,
-    metrics are also given by category.
+    metrics are also given by category. `progress` shows how far each generation is, and how fast.
     """
     metrics: Metrics = {}
     for name in names:
@@ -172,7 +173,7 @@ def evaluate_prompts(
             continue
         place = folder / name if folder else None
         questions = [question for question in questions for _ in range(generation.samples)]
-        texts = _completions(loaded, codec, questions, generation, place)
+        texts = _completions(loaded, codec, questions, generation, place, name if progress else None)
         metrics |= judged(evaluation, questions, texts, asked, place, generation.samples)
     if folder:
         write_json(folder / "metrics.json", metrics)
@@ -285,7 +286,12 @@ def _value_row(question: Question, values: dict[str, float]) -> dict[str, Any]:
 
 
 def _completions(
-    loaded: LoadedModel, codec: Codec, questions: list[Question], generation: Generation, place: Path | None
+    loaded: LoadedModel,
+    codec: Codec,
+    questions: list[Question],
+    generation: Generation,
+    place: Path | None,
+    progress: str | None,
 ) -> list[str]:
     made_from = {
         "model": loaded.fingerprint,
@@ -295,11 +301,12 @@ def _completions(
     }
     prompts = [question.prompt for question in questions]
     if place is None:
-        return generate(loaded, codec, prompts, generation)
+        return generate(loaded, codec, prompts, generation, progress=progress)
     write_rows(place / "prompts.jsonl", [plain(question) for question in questions])
 
     def make() -> list[dict[str, str]]:
-        return [{"text": text} for text in generate(loaded, codec, prompts, generation, keep=partial)]
+        texts = generate(loaded, codec, prompts, generation, keep=partial, progress=progress)
+        return [{"text": text} for text in texts]
 
     partial = place / "completions.partial.jsonl"
     rows = kept_rows(place / "completions.jsonl", made_from, ("text",), make)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from repnoise.errors import RepnoiseError
+from repnoise.evals.halving import as_memory_allows
 from repnoise.runs import fingerprint
 
 if TYPE_CHECKING:  # Configs must be cheap to import.
@@ -29,7 +30,8 @@ class Generation:
 
     Attributes:
         max_new_tokens: longest completion; what the model's context leaves, where that is less.
-        batch_size: prompts at a time; does not change the text of greedy decoding beyond rounding.
+        batch_size: most prompts at a time, halved where memory runs out; does not change the text of greedy decoding
+            beyond rounding.
         temperature: 0 is greedy.
         top_p: nucleus of sampling; only used when the temperature is above 0.
         seed: of sampling.
@@ -60,6 +62,9 @@ class Generation:
 PATIENCE = 3.0
 """Seconds before a progress bar is shown: what takes less needs none."""
 
+TOO_LONG = "lower --max-new-tokens, leave long prompts out with --max-length and --skip-long, or use a device with more"
+"""What to do where memory has no room for a single prompt and its completion."""
+
 
 def generate(
     loaded: LoadedModel,
@@ -75,10 +80,16 @@ def generate(
     evaluation depend on it), but for the tokens that end a text. Prompts are handled longest first so that batches hold
     little padding. Every batch is drawn from a seed of its own.
 
+    A batch that runs out of memory is halved, and so are those after it. Greedy text stays the same. Each part of a
+    halved batch is drawn from a seed of its own: its text depends on which prompts are in it and on nothing that was
+    tried before, but is not what the whole batch would have brought. So sampled text repeats where memory runs out at
+    the same sizes.
+
     Each finished batch is appended to the file `keep`, and what is there of the same model, prompts and settings is not
-    generated again; the text is the same as without an interruption. The caller deletes the file once the texts are
-    kept elsewhere. A model without a fingerprint is never the same, so nothing is kept for it. `progress` is the title
-    of a progress bar on stderr. Raises RepnoiseError for a prompt that fills the model's context.
+    generated again; the text is the same as without an interruption, since the size that batches had come to is kept
+    with them. The caller deletes the file once the texts are kept elsewhere. A model without a fingerprint is never the
+    same, so nothing is kept for it. `progress` is the title of a progress bar on stderr. Raises RepnoiseError for a
+    prompt that fills the model's context, or that memory has no room for.
     """
     import torch
 
@@ -87,30 +98,60 @@ def generate(
     ids = [codec.prompt_ids(prompt) for prompt in prompts]
     batches = list(_batches(ids, loaded.context, generation))
     kept = _KeptBatches(keep if loaded.fingerprint else None, [loaded.fingerprint, codec.template, generation, ids])
-    texts = [""] * len(ids)
+    texts, size = [""] * len(ids), generation.batch_size
     was_training = loaded.model.training
     loaded.model.eval()
     with torch.no_grad(), torch.random.fork_rng(), _progress(progress, len(ids)) as advance:
         for number, (chosen, room) in enumerate(batches):
-            found = kept.texts(number)
+            found, tokens = kept.batch(number), 0
             if found is None:
-                torch.manual_seed(int(fingerprint([generation.seed, number]), 16))
-                found = _generated(loaded, [ids[i] for i in chosen], room, generation, bool(codec.prefill))
+                part = partial(_part, loaded, [ids[i] for i in chosen], room, generation, number, bool(codec.prefill))
+                written, size = as_memory_allows(part, len(chosen), size, TOO_LONG)
+                found, tokens = _Batch([text for text, _ in written], size), sum(count for _, count in written)
                 kept.add(number, found)
-            for i, text in zip(chosen, found, strict=True):
+            size = found.size
+            for i, text in zip(chosen, found.texts, strict=True):
                 texts[i] = ciphered(codec.cipher, codec.prefill + text)
-            advance(len(chosen))
+            advance(len(chosen), tokens)
     loaded.model.train(was_training)
     return texts
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """The texts of a batch, and how many prompts at a time memory had room for at its end."""
+
+    texts: list[str]
+    size: int
+
+
+def _part(
+    loaded: LoadedModel,
+    ids: Sequence[list[int]],
+    room: int,
+    generation: Generation,
+    number: int,
+    goes_on: bool,
+    start: int,
+    stop: int,
+) -> list[tuple[str, int]]:
+    """The completions of some prompts of a batch, from a seed of their own; see `_generated`."""
+    import torch
+
+    whole = stop - start == len(ids)
+    torch.manual_seed(int(fingerprint([generation.seed, number] + ([] if whole else [start, stop])), 16))
+    return _generated(loaded, ids[start:stop], room, generation, goes_on)
+
+
 def _generated(
     loaded: LoadedModel, ids: Sequence[list[int]], room: int, generation: Generation, goes_on: bool
-) -> list[str]:
-    """The completions of one batch of prompts, each of at most `room` tokens.
+) -> list[tuple[str, int]]:
+    """The completion of each prompt, of at most `room` tokens, and how many it has with the one that ended it.
 
     `goes_on` tells that they continue a text: some tokenizers drop the space that a text begins with.
     """
+    import torch
+
     from repnoise.data.tokenization import left_padded
 
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -119,59 +160,69 @@ def _generated(
     with _without_own_settings(model):
         output = model.generate(**batch, generation_config=config)
     completions = output[:, batch["input_ids"].shape[1] :]
+    ends = [] if config.eos_token_id is None else config.eos_token_id
+    ended = torch.isin(completions, torch.tensor(ends, dtype=completions.dtype, device=completions.device)).long()
+    counts = (ended.cumsum(1) == ended).sum(1).tolist()  # What follows the first end is padding.
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     if not goes_on:
-        return [decode(completion) for completion in completions]
-    pairs = zip(ids, completions.tolist(), strict=True)
-    return [decode(before + after)[len(decode(before)) :] for before, after in pairs]
+        texts = [decode(completion) for completion in completions]
+    else:
+        pairs = zip(ids, completions.tolist(), strict=True)
+        texts = [decode(before + after)[len(decode(before)) :] for before, after in pairs]
+    return list(zip(texts, counts, strict=True))
 
 
 class _KeptBatches:
     """The finished batches of one generation in a file of JSON lines, a line a batch.
 
-    A line holds the key of all that the texts depend on, the number of the batch and its texts. Lines of another key
-    and those that a killed process left unfinished are as good as not there.
+    A line holds the key of all that the texts depend on, the number of the batch, its texts, and the size that batches
+    had come to. Lines of another key and those that a killed process left unfinished are as good as not there.
     """
 
     def __init__(self, path: Path | None, made_from: Any) -> None:
         self.path, self.key = path, fingerprint(made_from) if path else ""
-        self._found: dict[int, list[str]] = {}
+        self._found: dict[int, _Batch] = {}
         for line in path.read_bytes().split(b"\n") if path and path.exists() else []:
             try:
                 row = json.loads(line)
                 if row["key"] == self.key:
-                    self._found[row["batch"]] = row["texts"]
+                    self._found[row["batch"]] = _Batch(row["texts"], row["size"])
             except (ValueError, KeyError, TypeError):
                 continue
 
-    def texts(self, batch: int) -> list[str] | None:
-        return self._found.get(batch)
+    def batch(self, number: int) -> _Batch | None:
+        return self._found.get(number)
 
-    def add(self, batch: int, texts: list[str]) -> None:
+    def add(self, number: int, batch: _Batch) -> None:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"key": self.key, "batch": batch, "texts": texts}, ensure_ascii=False)
+            line = json.dumps({"key": self.key, "batch": number, **vars(batch)}, ensure_ascii=False)
             with self.path.open("ab") as file:
                 file.write(f"\n{line}\n".encode())  # A line that was left unfinished ends at the first of the two.
 
 
 @contextmanager
-def _progress(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
-    """What to call with the number of prompts that are done; it shows a bar if the work goes on for a while."""
+def _progress(title: str | None, total: int) -> Iterator[Callable[[int, int], None]]:
+    """What to call with the number of prompts that are done and that of the tokens generated for them; it shows a bar
+    if the work goes on for a while."""
     if title is None:
-        yield lambda _count: None
+        yield lambda _count, _tokens: None
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]:,.0f} tokens/s")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), rate)
     bar = Progress(*columns, console=Console(stderr=True))
-    task, start = bar.add_task(escape(title), total=total), time.monotonic()
+    task, start, written = bar.add_task(escape(title), total=total, rate=0.0), time.monotonic(), 0
 
-    def advance(count: int) -> None:
-        bar.advance(task, count)
-        if time.monotonic() - start >= PATIENCE:
+    def advance(count: int, tokens: int) -> None:
+        nonlocal written
+        written += tokens
+        seconds = time.monotonic() - start
+        bar.update(task, advance=count, rate=written / max(seconds, 1e-9))
+        if seconds >= PATIENCE:
             bar.start()  # Nothing happens where it has started already.
 
     try:

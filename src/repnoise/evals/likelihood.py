@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
+
+from repnoise.evals.halving import as_memory_allows
 
 if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
     from repnoise.data.tokenization import Codec, Row
@@ -13,35 +16,45 @@ if TYPE_CHECKING:  # The list of evaluations must be cheap to import.
 ROWS, LOGITS = 64, 2**27
 """Most rows and most logits of a batch: half a gigabyte in fp32, which a large vocabulary reaches first."""
 
+TOO_LONG = "lower --max-length, or use a device with more"
+"""What to do where memory has no room for a single row."""
+
 
 def token_losses(loaded: LoadedModel, rows: Sequence[Row]) -> list[tuple[float, int]]:
-    """For each row the summed cross-entropy in nats of its labelled tokens, and their number."""
+    """For each row the summed cross-entropy in nats of its labelled tokens, and their number.
+
+    A batch that runs out of memory is halved; raises RepnoiseError if there is no room for a single row.
+    """
+    model = loaded.model
+    was_training = model.training
+    model.eval()
+    found, size = [(0.0, 0)] * len(rows), ROWS
+    # Where there is one token, or none, there is nothing to predict.
+    worth = [i for i, row in enumerate(rows) if len(row["input_ids"]) > 1]
+    for batch_of in batches_of_rows([rows[i] for i in worth], model.config.get_text_config().vocab_size):
+        chosen = [worth[i] for i in batch_of]
+        part = partial(_losses, loaded, [rows[i] for i in chosen])
+        losses, size = as_memory_allows(part, len(chosen), size, TOO_LONG)
+        for i, loss in zip(chosen, losses, strict=True):
+            found[i] = loss
+    model.train(was_training)
+    return found
+
+
+def _losses(loaded: LoadedModel, rows: Sequence[Row], start: int, stop: int) -> list[tuple[float, int]]:
+    """Those of some rows of a batch."""
     import torch
 
     from repnoise.data.tokenization import right_padded
     from repnoise.losses import IGNORE, next_token
 
-    model = loaded.model
-    was_training = model.training
-    model.eval()
-    found = [(0.0, 0)] * len(rows)
-    # Where there is one token, or none, there is nothing to predict.
-    worth = [i for i, row in enumerate(rows) if len(row["input_ids"]) > 1]
-    for batch_of in batches_of_rows([rows[i] for i in worth], model.config.get_text_config().vocab_size):
-        chosen = [worth[i] for i in batch_of]
-        batch = right_padded([rows[i] for i in chosen], loaded.tokenizer.pad_token_id)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        targets = next_token(batch.pop("labels"))
-        with torch.no_grad():
-            logits = model(**batch, use_cache=False).logits.float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none"
-        )
-        totals, counts = losses.double().sum(1).tolist(), (targets != IGNORE).sum(1).tolist()
-        for i, total, count in zip(chosen, totals, counts, strict=True):
-            found[i] = (total, count)
-    model.train(was_training)
-    return found
+    batch = right_padded(rows[start:stop], loaded.tokenizer.pad_token_id)
+    batch = {name: tensor.to(loaded.model.device) for name, tensor in batch.items()}
+    targets = next_token(batch.pop("labels"))
+    with torch.no_grad():
+        logits = loaded.model(**batch, use_cache=False).logits.float()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+    return list(zip(losses.double().sum(1).tolist(), (targets != IGNORE).sum(1).tolist(), strict=True))
 
 
 def completion_losses(loaded: LoadedModel, codec: Codec, completions: Sequence[tuple[str, str]]) -> list[float]:
