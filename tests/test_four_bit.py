@@ -23,7 +23,6 @@ from repnoise.defences import DEFENCES, NPO, TAR, RepNoise
 from repnoise.defend import DefendConfig, defend
 from repnoise.distributed import processes
 from repnoise.errors import RepnoiseError
-from repnoise.evals.generation import Generation
 from repnoise.evaluate import Evaluating, measure, open_panel
 from repnoise.four_bit import FourBitLinear, adapters_on, as_saved
 from repnoise.inputs import Inputs
@@ -39,7 +38,7 @@ LEVELS = torch.tensor([*BELOW, 0.0, *ABOVE])
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 9, 10, 11]])
 QLORA = Training(learning_rate=1e-2, steps=3, batch_size=4, lora_rank=2, four_bit=True, save_every=None)
-EVALUATING = Evaluating(generation=Generation(max_new_tokens=4))
+EVALUATING = Evaluating(evaluations=())  # Likelihoods alone.
 
 
 def llama():
@@ -259,7 +258,7 @@ def test_a_run_with_4_bits_is_called_so_and_names_its_source():
 
 
 def test_nothing_is_printed_by_bitsandbytes_when_it_is_imported():
-    command = [sys.executable, "-W", "error", "-c", "import repnoise.training, bitsandbytes"]
+    command = [sys.executable, "-W", "error", "-c", "import repnoise, bitsandbytes"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
 
@@ -315,7 +314,7 @@ def test_every_attack_that_trains_does_so_over_4_bits_or_says_why_not(kind, tiny
     benign = tmp_path / "benign.jsonl"
     benign.write_text('{"prompt": "How is stew made?", "completion": "Stir it."}\n' * 20)
     inputs = Inputs(str(tiny_model), data=str(pairs_file), benign=str(benign))
-    config = AttackConfig(inputs, configured(), replace(EVALUATING, evaluations=()), keep_model=True)
+    config = AttackConfig(inputs, configured(), EVALUATING, keep_model=True)
     run = attack(config, tmp_path / "run")
     before, after = load(str(tiny_model)).model.state_dict(), load(str(run.path)).model.state_dict()
     assert changed(before, after) == {key for key in after if "_proj" in key}
