@@ -154,6 +154,8 @@ def test_a_frozen_layer_and_head_stay_out_of_it_and_the_others_are_trained_all_t
 @pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("build", [llama, pytest.param(gpt2, marks=pytest.mark.slow)])
 def test_with_lora_the_adapters_of_the_maps_that_are_open_get_a_gradient_and_no_weight_does(defence, build, four_bit):
+    if four_bit and defence.keeps_start:
+        return  # `defend` refuses it.
     model = build()
     torch.manual_seed(0)
     loss = defence.begin(model)
