@@ -169,6 +169,33 @@ def test_weights_gradients_and_moments_of_a_large_model_by_hand():
     assert found.disk_bytes == 4 * weights + 2 * 12 * weights
 
 
+def test_weights_in_4_bits_of_a_large_model_by_hand():
+    """Half a byte each; for every 64 of them one byte more, and for every 256 of these bytes 4."""
+    settings = {"batch_size": 8, "precision": "bf16", "gradient_checkpointing": True, "lora_rank": 16}
+    plain = estimate(config_for(RepNoise(), 256, **settings), seven_billion())
+    found = estimate(config_for(RepNoise(), 256, **settings, four_bit=True), seven_billion())
+    maps = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    adapters = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert found.sizes.four_bit == maps and found.sizes.trained == adapters
+    others = 2 * 32_000 * 4096 + 32 * 2 * 4096 + 4096 + adapters
+    assert found.holds["weights"] == pytest.approx(4 * others + maps / 2 + maps / 64 + 4 * maps / 64 / 256)
+    assert found.holds["gradients"] == 4 * adapters and found.holds["optimiser"] == 8 * adapters
+    # They are there in full precision when the model is measured, and not while it is trained.
+    assert found.holds["weights in full precision"] == 4 * maps
+    training = [moment.bytes for moment in found.moments if "measured" not in moment.name]
+    largest = 6 * 4096 * 11008  # A map as it is read: in fp32 and in bf16.
+    assert max(training) == pytest.approx(plain.memory_bytes - (4 - 0.5159) * maps + largest, rel=0.01)
+    assert found.memory_bytes == pytest.approx(found.holds["weights"] + 4 * maps + 8 * adapters)
+    assert found.step_flops == plain.step_flops and found.disk_bytes == plain.disk_bytes
+    assert found.devices(DEVICES["4090-24"]) is None  # Several were never tried.
+
+
+def test_a_pass_over_4_bits_keeps_no_weights_in_16_bits():
+    settings = {"precision": "bf16", "lora_rank": 2}
+    plain, found = (estimate(config_for(**settings, four_bit=four), llama_config()) for four in (False, True))
+    assert found.holds["activations"] < plain.holds["activations"]
+
+
 def test_a_deep_model_keeps_as_much_a_layer_as_a_shallow_one():
     def kept(layers):
         config = llama_config(num_hidden_layers=layers, hidden_size=64)

@@ -15,7 +15,7 @@ SOURCE = Path(repnoise.__file__).parent
 
 LAYERS = (
     ("repnoise", "errors", "data.records", "losses"),
-    ("runs", "statistics", "cost", "optimisation", "sandbox", "sandbox.world", "distributed.pooling"),
+    ("runs", "statistics", "cost", "optimisation", "four_bit", "sandbox", "sandbox.world", "distributed.pooling"),
     ("hidden_states", "data", "sandbox.tokenizer", "significance", "metrics"),
     ("report.pages", "report.panels", "report.lineage", "distributed.processes"),
     ("modeling", "defences", "judges", "muon", "report.curves", "report.latex", "distributed.sharding", "progress"),

@@ -18,7 +18,7 @@ from repnoise.data import load_data
 from repnoise.data.collators import PairCollator
 from repnoise.data.tokenization import Codec
 from repnoise.defences import PublishedRepNoise, RepNoise
-from repnoise.modeling import load
+from repnoise.modeling import load, merged
 from repnoise.optimisation import Training
 from repnoise.runs import load_run, read_rows
 from repnoise.training import newest_checkpoint, train
@@ -54,7 +54,7 @@ def run(tiny_model, pair_rows):
         model, log = train(
             loaded.model, rows, collator, lambda m, batch: defence.loss(m, **batch), training, folder, **options
         )
-        return model.state_dict(), log
+        return merged(model).state_dict(), log
 
     return run
 
@@ -72,9 +72,10 @@ def assert_identical(resumed, whole):
         (TRAINING, DEFENCE, 0.0),
         (replace(TRAINING, accumulation=2, gradient_checkpointing=True), DEFENCE, 0.1),
         (replace(TRAINING, lora_rank=2, precision="bf16"), DEFENCE, 0.0),
+        (replace(TRAINING, lora_rank=2, four_bit=True, gradient_checkpointing=True), DEFENCE, 0.1),
         (TRAINING, PublishedRepNoise(), 0.0),
     ],
-    ids=["full", "accumulated-dropout", "lora-bf16", "published"],
+    ids=["full", "accumulated-dropout", "lora-bf16", "four-bit", "published"],
 )
 def test_a_resumed_training_ends_with_the_same_bits_and_the_same_log(training, defence, dropout, run, tmp_path):
     whole = run(tmp_path / "whole", replace(training, save_every=None), defence, dropout)
@@ -138,14 +139,15 @@ def test_starting_anew_does_not_go_on_from_the_checkpoints_of_an_earlier_trainin
     assert newest_checkpoint(tmp_path / "c") is None
 
 
-def test_an_attack_goes_on_from_its_checkpoint_and_tells_of_no_step_twice(tiny_model, pairs_file, tmp_path):
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_an_attack_goes_on_from_its_checkpoint_and_tells_of_no_step_twice(four_bit, tiny_model, pairs_file, tmp_path):
     data = load_data(str(pairs_file))
-    attack = FineTuningAttack(training=replace(TRAINING, lora_rank=2))
+    attack = FineTuningAttack(training=replace(TRAINING, lora_rank=2, four_bit=four_bit))
 
     def apply(folder, **options):
         loaded = load(str(tiny_model))
         found = attack.apply(loaded, data, Codec(loaded.tokenizer, "plain"), folder, **options)
-        return found.model.state_dict(), found.log
+        return merged(found.model).state_dict(), found.log
 
     steps = []
 

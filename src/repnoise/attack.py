@@ -284,12 +284,15 @@ class Curve:
             self.on_point(step, next(row["metrics"] for row in self.rows if row["step"] == step))
 
     def _add_point(self, step: int, now: LoadedModel) -> None:
+        from repnoise.four_bit import as_saved
+
         # Where answers can be judged, likelihoods at the two ends are enough; where not, they are the curve. So is
         # over-refusal: an attacked model refuses less and less.
         likelihood = self.config.evaluating.likelihood and not self.data.exact
         names = tuple(name for name in self.config.evaluating.evaluations if name != "over-refusal")
         evaluating = replace(self.config.evaluating, evaluations=names, likelihood=likelihood)
-        self.add(step, self.measured(now, evaluating, self.config.attack.asking))
+        with as_saved(now.model):
+            self.add(step, self.measured(now, evaluating, self.config.attack.asking))
 
     def measured(
         self,

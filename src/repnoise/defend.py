@@ -89,8 +89,9 @@ def defend(config: DefendConfig, output_dir: Path, name: str = "", resume: bool 
 
 
 def _defend(config: DefendConfig, output_dir: Path, name: str, resume: bool, progress: bool) -> Run:
-    config.training.require_trackers()
+    config.training.require_packages()
     require_shared(config)
+    require_room(config)
     loaded, data, codec = config.inputs.open()
     # All that bad input can break comes before the run exists.
     freeze(loaded.model, config)
@@ -145,6 +146,15 @@ def require_shared(config: DefendConfig) -> None:
         raise RepnoiseError(
             f"{type(defence).__name__} with these settings cannot {way}: let --accumulation be a multiple of the "
             f"number of processes{', and train without FSDP' if share.sharded else ''}."
+        )
+
+
+def require_room(config: DefendConfig) -> None:
+    """Raise RepnoiseError for a defence that would hold a copy of the model in full precision beside 4 bits."""
+    if config.training.four_bit and config.defence.keeps_start:
+        raise RepnoiseError(
+            f"{type(config.defence).__name__} with these settings keeps a copy of the model in full precision: "
+            "leave --four-bit out."
         )
 
 

@@ -78,7 +78,7 @@ def train_judge(
     how well they are calibrated on held-out data, stands in report.md. Raises RepnoiseError for data or a model that
     cannot be used; an interrupted training goes on with `resume`.
     """
-    config.training.require_trackers()
+    config.training.require_packages()
     data = load_labelled(config.data)
     train = [row for row in data.train if not broken(row.completion)]
     skipped = data.skipped | {"broken training texts": len(data.train) - len(train)}

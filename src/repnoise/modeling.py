@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from repnoise.distributed.processes import sharded
 from repnoise.errors import RepnoiseError
+from repnoise.four_bit import give_back, hold_in_four_bits
 from repnoise.hidden_states import find_decoder
 from repnoise.runs import flush_to_disk
 
@@ -156,8 +157,9 @@ def ensure_pad_token(tokenizer: Any) -> None:
         tokenizer.pad_token = replacement
 
 
-def with_lora(model: PreTrainedModel, rank: int, alpha: int, dora: bool = False) -> nn.Module:
-    """Wrap the model in PEFT's LoRA, or its DoRA, on all linear maps but the unembedding."""
+def with_lora(model: PreTrainedModel, rank: int, alpha: int, dora: bool = False, four_bit: bool = False) -> nn.Module:
+    """Wrap the model in PEFT's LoRA, or its DoRA, on all linear maps but the unembedding; hold these in 4 bits if that
+    is wanted."""
     from peft import LoraConfig, get_peft_model
 
     settings: Any = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "use_dora": dora}
@@ -165,7 +167,10 @@ def with_lora(model: PreTrainedModel, rank: int, alpha: int, dora: bool = False)
     with warnings.catch_warnings():
         # PEFT uses old names of transformers, and says that it transposes GPT-2's weights.
         warnings.simplefilter("ignore")
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
+    if four_bit:
+        hold_in_four_bits(wrapped)
+    return wrapped
 
 
 @contextmanager
@@ -187,7 +192,9 @@ def with_activation_checkpointing(model: Any, wanted: bool) -> Iterator[None]:
 
 
 def merged(model: Any) -> Any:
-    """The plain model: adapters, where there are any that can be, added into the weights."""
+    """The plain model: adapters, where there are any that can be, added into the weights, which are the original ones
+    where adapters were trained over 4 bits."""
+    give_back(model)
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 

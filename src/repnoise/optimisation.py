@@ -42,6 +42,9 @@ class Training:
         lora_rank: rank of the low-rank adapters that are trained instead of the weights, on every linear map of the
             decoder layers, and merged when the run is saved; None trains all weights.
         lora_alpha: scale of the adapters, divided by their rank.
+        four_bit: hold the linear maps under the adapters in 4 bits while they are trained (QLoRA; Dettmers et al. 2023,
+            arXiv:2305.14314). Measured and saved is the model with its own weights and the adapters in them, which is
+            not quite the one that was trained.
         seed: of data order, dropout and noise.
         save_every: steps between checkpoints, rounded up to where the log has a line; None for no checkpoints.
         report_to: trackers that get the log, too; each needs the package of its name.
@@ -62,6 +65,7 @@ class Training:
     gradient_checkpointing: bool = False
     lora_rank: int | None = None
     lora_alpha: int = 32
+    four_bit: bool = False
     seed: int = 0
     save_every: int | None = 500
     report_to: tuple[Tracker, ...] = ()
@@ -91,13 +95,16 @@ class Training:
             if not 0 <= getattr(self, name) <= most:
                 limit = f" to {most}" if most < math.inf else " or more"
                 raise RepnoiseError(f"training.{name} must be 0{limit}, not {getattr(self, name)}.")
+        if self.four_bit and self.lora_rank is None:
+            raise RepnoiseError("Weights in 4 bits cannot be trained, only adapters over them: add --lora-rank 16.")
 
-    def require_trackers(self) -> None:
-        """Raise RepnoiseError if the package of a tracker is missing, before any work is done."""
+    def require_packages(self) -> None:
+        """Raise RepnoiseError if a package is missing that the settings need, before any work is done."""
         for name in self.report_to:
-            found = find_spec(name)
-            if found is None or found.origin is None:  # No origin: just a folder of that name, as wandb makes.
+            if not _installed(name):
                 raise RepnoiseError(f"--report-to {name} needs the package {name}: pip install {name}.")
+        if self.four_bit and not _installed("bitsandbytes"):
+            raise RepnoiseError("--four-bit needs the package bitsandbytes: pip install 'repnoise[qlora]'.")
 
     def total_steps(self, examples: int) -> int:
         """Optimiser steps of a run over so many examples."""
@@ -108,3 +115,8 @@ class Training:
     def examples_seen(self, examples: int) -> int:
         """Examples that a run draws in all its steps."""
         return self.total_steps(examples) * self.batch_size * self.accumulation
+
+
+def _installed(package: str) -> bool:
+    found = find_spec(package)
+    return found is not None and found.origin is not None  # No origin: just a folder of that name, as wandb makes.

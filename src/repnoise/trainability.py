@@ -73,7 +73,7 @@ def trainability(
     from repnoise.data.extras import task_name
     from repnoise.defend import trained_once
 
-    config.training.require_trackers()
+    config.training.require_packages()
     loaded, data, codec = config.inputs.open()
     task = _fitting(_task(config, data), codec, config.inputs.skip_long)
     examples = _examples(task, codec, config.training)
@@ -91,11 +91,13 @@ def trainability(
     def training() -> tuple[nn.Module, list[dict[str, Any]]]:
         from repnoise.attacks.fine_tuning import language_modelling
         from repnoise.data.collators import ExampleCollator
+        from repnoise.four_bit import as_saved
         from repnoise.training import train
 
         def on_step(step: int, model: nn.Module) -> None:
             if step in config.measure_at:
-                curve.measure(step, replace(loaded, model=model))
+                with as_saved(model):
+                    curve.measure(step, replace(loaded, model=model))
 
         collator, title = ExampleCollator(loaded.tokenizer.pad_token_id), run.record["name"] if progress else None
         folder = run.checkpoints

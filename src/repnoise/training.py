@@ -54,13 +54,13 @@ def train(
     Several processes share a step (see `distributed.share_of`). Only the first calls `on_step`, and does not where
     weights are sharded; then it alone returns a model with weights.
     """
-    training.require_trackers()
+    training.require_packages()
     share = share_of(training)
     checkpoint = on_first(lambda: _starting_point(folder, resume))
     _require_sharable(training, share, checkpoint)
     if training.lora_rank is not None:
         torch.manual_seed(training.seed)  # The adapters' initial weights belong to the run.
-        model = with_lora(model, training.lora_rank, training.lora_alpha)  # type: ignore[arg-type]
+        model = with_lora(model, training.lora_rank, training.lora_alpha, four_bit=training.four_bit)  # type: ignore[arg-type]
     steps = len(examples) // (training.batch_size * training.accumulation)
     bar = ProgressBar(progress) if progress is not None and first() else None
     callbacks = [
@@ -303,8 +303,8 @@ def _memory_explained() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise RepnoiseError(
-            "The GPU's memory is not enough: use --gradient-checkpointing, --precision bf16 or --lora-rank, or lower "
-            "--max-length or --batch-size (which is part of the method).",
+            "The GPU's memory is not enough: use --gradient-checkpointing, --precision bf16, or --lora-rank and then "
+            "--four-bit, or lower --max-length or --batch-size (which is part of the method).",
             exit_code=1,
         ) from error
 

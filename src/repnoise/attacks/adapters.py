@@ -26,7 +26,7 @@ def with_adapter(model: Any, parts: Parts, training: Training) -> nn.Module:
     torch.manual_seed(training.seed)
     if parts.adapter in ("lora", "dora"):
         assert training.lora_rank is not None  # `Parts.require` told.
-        return with_lora(model, training.lora_rank, training.lora_alpha, parts.adapter == "dora")
+        return with_lora(model, training.lora_rank, training.lora_alpha, parts.adapter == "dora", training.four_bit)
     from peft import get_peft_model
 
     with warnings.catch_warnings():

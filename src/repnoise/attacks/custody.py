@@ -62,6 +62,8 @@ class SecurityVectors(Attack):
     vector_epochs: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.training.four_bit:
+            raise RepnoiseError("Security vectors are as large as the model, in full precision: leave --four-bit out.")
         self._customer()  # Tells what is wrong with `samples` and `benign_share`.
         for name in ("vector_rank", "vector_alpha", "vector_learning_rate", "vector_epochs"):
             if getattr(self, name) <= 0:

@@ -64,6 +64,8 @@ class DistillationAttack(Attack):
             raise RepnoiseError(f"state_weight must be 0 or more, not {self.state_weight}.")
         if self.then_steps < 0:
             raise RepnoiseError(f"then_steps must be 0 or more, not {self.then_steps}.")
+        if self.training.four_bit:
+            raise RepnoiseError("Distillation holds the base beside it in full precision: leave --four-bit out.")
         self._data()  # Tells what is wrong with `samples` and `benign_share`.
         self._then()
 

@@ -139,7 +139,7 @@ class FineTuningAttack(Attack):
         return costs_of_examples(lengths, batch, self._flops_by_token(loaded.model), more, before)
 
     def require(self, data: PairedData) -> None:
-        self.training.require_trackers()
+        self.training.require_packages()
         if self.trains_on in ("harmful", "own-answers"):
             require_pairs(self.pairs(data), data, self.split, self.categories)
         if (self.benign_share > 0 or self.trains_on == "benign") and not data.benign:

@@ -93,7 +93,7 @@ class LatentPerturbation(Attack):
         return costs_of_examples(lengths, batch, flops_by_token(loaded.model, trained=0))
 
     def require(self, data: PairedData) -> None:
-        self.training.require_trackers()
+        self.training.require_packages()
         require_pairs(self.pairs(data), data, self.split)
 
     def apply(

@@ -77,6 +77,8 @@ class Parts:
             raise RepnoiseError(f"The adapter {kind} has no rank: leave --lora-rank out, or set it to none.")
         if kind != "none" and (self.weights != "all" or self.only_layers):
             raise RepnoiseError("Adapters leave the weights as they are: leave --train and --only-layers out.")
+        if kind == "dora" and training.four_bit:
+            raise RepnoiseError("DoRA does not go together with weights in 4 bits: take --adapter lora.")
         if kind == "prefix" and training.gradient_checkpointing:
             raise RepnoiseError("Prefixes and gradient checkpointing do not go together: leave one of the two out.")
 
@@ -87,7 +89,7 @@ class Parts:
     def label(self, training: Training) -> list[str]:
         """What is unusual, for the label of an attack."""
         kind = self.kind(training)
-        parts = [kind] if kind != "none" else []
+        parts = [f"{'q' * training.four_bit}{kind}"] if kind != "none" else []
         parts += [self.weights] if self.weights != "all" else []
         parts += [f"layers-{'-'.join(map(str, self.only_layers))}"] if self.only_layers else []
         parts += [f"{self.fresh_layers}-fresh"] if self.fresh_layers else []
@@ -97,6 +99,7 @@ class Parts:
         """Whose ideas they are, where they are somebody's."""
         kind = self.kind(training)
         parts = [SOURCES[kind]] if kind in SOURCES else []
+        parts += ["Dettmers et al. 2023"] if training.four_bit else []
         return [*parts, "Wortsman et al. 2021"] if self.tuned_share < 1 else parts
 
     def opened(self, loaded: LoadedModel, training: Training) -> tuple[nn.Module, Training]:
@@ -107,7 +110,7 @@ class Parts:
         if self.fresh_layers:
             start_afresh(loaded, self.fresh_layers, training.seed)
         if self.adapter != "none":
-            return with_adapter(model, self, training), replace(training, lora_rank=None)
+            return with_adapter(model, self, training), replace(training, lora_rank=None, four_bit=False)
         if self.weights in ("embeddings", "head"):
             untie(model)
         if self.weights != "all" or self.only_layers:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,12 @@ Terms = dict[str, Tensor]
 class Defence(ABC):
     """A frozen dataclass of hyper-parameters: `dataclasses.asdict` of it is what is logged, stored and shown.
 
-    Subclasses are final and add nothing but fields, `loss`, `begin` where they need it, and private helpers.
+    Subclasses are final and add nothing but fields, `loss`, `begin` and `keeps_start` where they need them, and private
+    helpers.
     """
+
+    keeps_start: ClassVar[bool] = False
+    """Whether what `begin` returns holds a copy of the model as it was."""
 
     @abstractmethod
     def loss(

@@ -50,6 +50,8 @@ class NPO(Defence):
         stability_weight: weight of the cross-entropy of the paired harmless completions (0 in the paper).
     """
 
+    keeps_start = True
+
     beta: float = 0.1
     forget_weight: float = 1.0
     retain_weight: float = 4.0

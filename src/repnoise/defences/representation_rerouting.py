@@ -62,6 +62,8 @@ class RepresentationRerouting(Defence):
         stability_weight: weight of the cross-entropy of the paired harmless completions (0 in the paper).
     """
 
+    keeps_start = True
+
     layers: tuple[int, ...] | None = (1, 3)
     rerouting_weight: float = 7.5
     retain_weight: float = 5.0

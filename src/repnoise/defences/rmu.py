@@ -61,6 +61,8 @@ class RMU(Defence):
         direction_seed: of the random direction u, which has a generator of its own.
     """
 
+    keeps_start = True
+
     layer: int = 3
     steering: float = 40.0
     retain_weight: float = 10.0

@@ -116,9 +116,12 @@ class TAR(Defence):
         if not 0 < self.preference_strength < math.inf:
             raise RepnoiseError(f"preference_strength must be above 0, not {self.preference_strength}.")
 
+    @property
+    def keeps_start(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.representation_weight > 0 or (self.tamper_weight > 0 and self.tamper == "preference")
+
     def begin(self, model: nn.Module) -> Callable[..., tuple[Tensor, Terms]]:
-        needed = self.representation_weight > 0 or (self.tamper_weight > 0 and self.tamper == "preference")
-        start = frozen_copy(model) if needed else None
+        start = frozen_copy(model) if self.keeps_start else None
         directions = directions_for(model) if self.mapping_weight > 0 else None
 
         def loss(

@@ -88,9 +88,12 @@ def share_of(training: Training) -> Share:
     """Give each process as many of a step's losses, or else as many rows of each batch.
 
     The loss of a batch is not the mean of those of its parts (MMD of a sample, logarithm of a mean), so no process is
-    given a smaller batch of its own. Raises RepnoiseError if neither losses nor rows can be divided.
+    given a smaller batch of its own. Raises RepnoiseError if neither losses nor rows can be divided, and for weights
+    in 4 bits.
     """
     count, batch, losses = processes(), training.batch_size, training.accumulation
+    if count > 1 and training.four_bit:
+        raise RepnoiseError("Weights in 4 bits were never tried in several processes: start one, or drop --four-bit.")
     if losses % count == 0:
         return Share(count, batch, losses // count, pooled=False, sharded=sharded())
     if batch % count == 0:

@@ -35,6 +35,7 @@ class EstimateOptions:
         precision: fp32 or bf16.
         gradient_checkpointing: recompute activations.
         lora_rank: rank of adapters.
+        four_bit: hold the weights under the adapters in 4 bits.
         optimizer: name of the optimiser.
         max_new_tokens: longest answer in an evaluation.
         retain: also train on general harmless examples, as the sandbox does.
@@ -56,6 +57,7 @@ class EstimateOptions:
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     lora_rank: int | None = None
+    four_bit: bool = False
     optimizer: str = "adamw_torch_fused"
     max_new_tokens: int = 64
     retain: bool = True
@@ -104,7 +106,7 @@ def _changed(training: Any, options: EstimateOptions) -> Any:
     """A preset's training with what was asked for."""
     names = ("batch_size", "steps", "accumulation", "lora_rank")
     said = {name: value for name in names if (value := getattr(options, name)) is not None}
-    always = ("precision", "gradient_checkpointing", "optimizer")
+    always = ("precision", "gradient_checkpointing", "optimizer", "four_bit")
     return replace(training, **said, **{name: getattr(options, name) for name in always})
 
 

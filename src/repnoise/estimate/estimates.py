@@ -116,7 +116,8 @@ class Estimate:
         def fits(count: int) -> bool:
             return all(moment.on(count, self.batch.rows, self.gathered) <= limit for moment in self.moments)
 
-        return next((count for count in range(1, MOST_DEVICES + 1) if fits(count)), None)
+        most = 1 if self.sizes.four_bit else MOST_DEVICES
+        return next((count for count in range(1, most + 1) if fits(count)), None)
 
 
 def model_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -202,7 +203,7 @@ def _of_training(
     model: Any, training: Training, rows: Rows, length: int, passes: int, defence: RepNoise | None, keeps: bool
 ) -> Estimate:
     """Of `passes` language-modelling passes in a loss, and RepNoise's own terms where there is a defence."""
-    sizes = sizes_of(model)
+    sizes = sizes_of(model, training.four_bit)
     chosen = find_decoder(model).choose(defence.layers) if defence else []
     kept = kept_by_a_pass(model, training.batch_size, length, training)
     batch = Batch(training.batch_size, length, round(training.batch_size * length * rows.completion))
@@ -212,10 +213,11 @@ def _of_training(
     if training.gradient_checkpointing:
         again = operations.layers_again(sizes, batch) * (passes + (defence is not None))
         parts[RECOMPUTED] = parts.get(RECOMPUTED, 0.0) + again
-    own = memory.held(sizes, kept, training.optimizer)
+    own = memory.held(sizes, kept, training.optimizer, half)
     found = memory.moments(own, kept, reading, passes, accumulates, extra)
     holds = {"weights": own.weights, "gradients": own.gradients, "optimiser": own.optimiser}
     holds |= {"weights in 16 bits": own.casts} if own.casts else {}
+    holds |= {"weights in full precision": own.aside} if own.aside else {}
     holds |= {"activations": kept.all * (passes + (extra is not None)), "logits": passes * reading.waits + reading.made}
     if extra:
         holds |= {"lens": extra.logits + 2 * extra.states + 2 * extra.head, "kernel matrices": extra.kernels}
@@ -231,7 +233,7 @@ def _of_training(
         holds=holds,
         moments=tuple(found),
         gathered=_gathered(sizes, training.precision),
-        disk_bytes=own.weights * (keeps or bool(training.save_every)) + checkpoint,
+        disk_bytes=FP32 * sizes.weights * (keeps or bool(training.save_every)) + checkpoint,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repnoise.estimate.sizes import Kept, Sizes
+from repnoise.four_bit import BYTES
 
 FP32 = 4
 
@@ -43,12 +44,22 @@ class Moment:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of a training that stay from step to step, or come and go with its gradients."""
+    """Bytes of a training that stay from step to step, or come and go with its gradients.
+
+    Attributes:
+        weights, gradients, optimiser: of the weights as they are held, and of those that are trained.
+        casts: copies of weights in 16 bits.
+        aside: in full precision, what is held in 4 bits: on the device before and after training, and whenever the
+            model is measured.
+        read: of the largest map that is held in 4 bits, while a product is made.
+    """
 
     weights: float
     gradients: float
     optimiser: float
     casts: float
+    aside: float = 0.0
+    read: float = 0.0
 
     @property
     def always(self) -> float:
@@ -109,9 +120,16 @@ class Extra:
     kernels: float
 
 
-def held(sizes: Sizes, kept: Kept, optimizer: str) -> Held:
+def held(sizes: Sizes, kept: Kept, optimizer: str, half: bool = False) -> Held:
     state = 2 if "8bit" in optimizer else OPTIMISER_BYTES.get(optimizer, 8)
-    return Held(FP32 * sizes.weights, FP32 * sizes.trained, state * sizes.trained, kept.casts)
+    return Held(
+        FP32 * (sizes.weights - sizes.four_bit) + BYTES * sizes.four_bit,
+        FP32 * sizes.trained,
+        state * sizes.trained,
+        kept.casts,
+        aside=FP32 * sizes.four_bit,
+        read=(FP32 + 2 * half) * sizes.largest,
+    )
 
 
 def moments(
@@ -122,7 +140,7 @@ def moments(
     Backward passes go in the opposite order of the forward passes, so RepNoise's is the first, and after it gradients
     of all weights wait while the other passes' activations are still there.
     """
-    always = own.always + own.casts + (own.gradients if accumulates else 0)
+    always = own.always + own.casts + own.read + (own.gradients if accumulates else 0)
     passed = kept.all + reading.waits
     last = read_passes - 1
     heads = read_passes * reading.head
@@ -141,6 +159,8 @@ def moments(
         after = Moment("after the first backward pass", always + own.partly, first_back.rows, first_back.fixed)
         found.append(after)
     found.append(Moment("optimiser step", own.always + own.gradients * (2 if accumulates else 1), 0.0))
+    if own.aside:
+        found.append(Moment("the weights in full precision, to be measured", own.always + own.aside, 0.0))
     return found
 
 

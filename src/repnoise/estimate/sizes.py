@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repnoise.cost import parameters_in_products
 from repnoise.errors import RepnoiseError
+from repnoise.four_bit import FourBitLinear, adapters_on
 from repnoise.hidden_states import Decoder, find_decoder
 from repnoise.modeling import with_lora
 from repnoise.optimisation import Training
@@ -37,6 +38,8 @@ class Sizes:
         products: weights that every token is multiplied by (`cost.parameters_in_products`), the unembedding's among
             them; `products_trained` those with a gradient.
         head: the unembedding's own, V D; `head_trained` is that or 0.
+        four_bit: of `weights`, those that are held in 4 bits while adapters are trained; `largest` those of the largest
+            map among them.
         one_position: whether the model can be asked for the logits of its last position alone.
     """
 
@@ -53,6 +56,8 @@ class Sizes:
     head: int
     head_trained: int
     one_position: bool
+    four_bit: int = 0
+    largest: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,15 @@ def shell(model_config: Any, training: Training | None = None) -> Any:
     return model.train()
 
 
-def sizes_of(model: Any) -> Sizes:
-    """Count a model's weights. Raises RepnoiseError where a token does not meet each of them once."""
+def sizes_of(model: Any, four_bit: bool = False) -> Sizes:
+    """Count a model's weights, those under adapters as held in 4 bits if they are. Raises RepnoiseError where a token
+    does not meet each of them once."""
     decoder = find_decoder(model)
     config = model.config.get_text_config(decoder=True)
     heads = config.num_attention_heads
     per_head = getattr(config, "head_dim", None) or config.hidden_size // heads
     head: Any = decoder.unembedding.weight
+    packed = [adapter.base_layer.weight.numel() for adapter in adapters_on(model)] if four_bit else []
     return Sizes(
         architecture=decoder.architecture,
         layers=len(decoder.layers),
@@ -116,6 +123,8 @@ def sizes_of(model: Any) -> Sizes:
         head=head.numel(),
         head_trained=head.numel() if head.requires_grad else 0,
         one_position="logits_to_keep" in inspect.signature(_plain(model).forward).parameters,
+        four_bit=sum(packed),
+        largest=max(packed, default=0),
     )
 
 
@@ -127,6 +136,8 @@ def kept_by_a_pass(model: Any, rows: int, length: int, training: Training) -> Ke
     decoder = find_decoder(model)
     traced = _shortened(model, decoder)
     precision = training.precision
+    for adapter in adapters_on(model) if training.four_bit else []:
+        adapter.base_layer = _FourBitShape(adapter.base_layer)
     with FakeTensorMode():
         _without_contents(model)
         ids = torch.zeros(rows, length, dtype=torch.long)
@@ -206,6 +217,18 @@ def _without_contents(model: nn.Module) -> None:
                     trained = isinstance(tensor, nn.Parameter)
                     new[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if trained else empty
                 tensors[name] = new[id(tensor)]  # type: ignore[assignment]
+
+
+class _FourBitShape(FourBitLinear):
+    """A linear map whose 4 bits are not there: its weights have a shape and no contents."""
+
+    def __init__(self, original: Any) -> None:
+        nn.Module.__init__(self)
+        self._original, self.bias = (original,), original.bias
+        self.shape = self._upright(original.weight).shape
+
+    def weight_as(self, dtype: torch.dtype) -> Tensor:
+        return torch.empty(self.shape, dtype=dtype)
 
 
 def _storage(tensor: Tensor) -> int:
