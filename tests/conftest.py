@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # Read when transformers is imported, here and in the processes that tests start.
+# Read when transformers and torch are imported, here and in the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # Threads of tiny models wait for one another; tests run side by side instead.
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

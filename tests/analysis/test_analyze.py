@@ -19,8 +19,8 @@ from repnoise.inputs import Inputs
 from repnoise.modeling import save
 from repnoise.runs import open_run, recording
 
-QUICK = {"examples": 20, "answers": 3, "seeds": 2, "tokens": 40, "reader_steps": 2}
-RESULTS = ("lens", "answers", "components", "probes", "noise", "groups", "weights", "similarity", "into", "back")
+QUICK = {"examples": 20, "answers": 3, "seeds": 2, "tokens": 40, "reader_steps": 2, "relearning_steps": 2}
+RESULTS = ("lens", "answers", "components", "probes", "noise", "groups", "weights", "similarity", "into", "back", "relearning")
 
 
 class Page(HTMLParser):
@@ -67,15 +67,15 @@ def test_every_result_is_a_file_that_has_every_model(done):
         text = (run.path / f"{name}.json").read_text()
         found = json.loads(text, parse_constant=pytest.fail)  # Called with NaN or Infinity.
         assert list(found) == ["defended", "base", "broken"]
-        alone = name in ("weights", "similarity", "into", "back")
+        alone = name in ("weights", "similarity", "into", "back", "relearning")
         assert [bool(one) for one in found.values()] == [True, not alone, True], name
 
 
 def test_the_page_has_a_reading_under_every_figure_and_needs_nothing_else(done):
     text = (done[1].path / "analysis.html").read_text()
     page = Page(text)
-    assert len(page.headings) == 10 and page.addresses == [] and "http" not in text.replace("http-equiv", "")
-    assert text.count("What would not</dt>") == text.count("What would follow</dt>") == 8
+    assert len(page.headings) == 11 and page.addresses == [] and "http" not in text.replace("http-equiv", "")
+    assert text.count("What would not</dt>") == text.count("What would follow</dt>") == 9
     assert len(page.figures) > 20 and all(re.search(r"\d", told) for told in page.figures)
     assert "what RepNoise is trained on" in text
 
@@ -83,7 +83,7 @@ def test_the_page_has_a_reading_under_every_figure_and_needs_nothing_else(done):
 def test_every_value_of_a_figure_can_be_pointed_at_and_is_in_a_table(done):
     text = (done[1].path / "analysis.html").read_text()
     assert text.count("<output>") == text.count('<svg viewBox="') == text.count("<caption>")
-    assert text.count('<details class="numbers">') == 8
+    assert text.count('<details class="numbers">') == 9
     titles = re.findall(r"<circle [^>]*><title>([^<]*)</title>", text)
     limits = [
         list(map(int, found)) for found in re.findall(r"defended, layer 1: \d+ % \[(-?\d+), (\d+)\]", str(titles))

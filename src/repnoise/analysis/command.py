@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # Configs must be cheap to import.
     from repnoise.modeling import LoadedModel
 
 BASE = "base"
+LEAST = {"examples": 5, "answers": 2, "seeds": 1, "tokens": 2, "reader_steps": 0, "relearning_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class AnalyzeConfig:
         site: where activations are compared with noise.
         reader_steps: training steps of the tuned lens, and of the attacker's.
         spectrum: singular values of the change of every matrix, which for a large model take long on a CPU.
+        relearning_steps: also train each layer alone for so many steps on the attacker's examples, which is as much
+            work as that many steps for each layer of each model; 0 for not.
     """
 
     inputs: Annotated[Inputs, FLAT] = field(default_factory=Inputs)
@@ -57,9 +60,17 @@ class AnalyzeConfig:
     site: Literal["mlp", "attention", "residual"] = "mlp"
     reader_steps: int = 200
     spectrum: bool = True
+    relearning_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("examples", 5), ("answers", 2), ("seeds", 1), ("tokens", 2), ("reader_steps", 0)):
+        for name, least in (
+            ("examples", 5),
+            ("answers", 2),
+            ("seeds", 1),
+            ("tokens", 2),
+            ("reader_steps", 0),
+            ("relearning_steps", 0),
+        ):
             if (value := getattr(self, name)) < least:
                 raise RepnoiseError(f"{name} must be at least {least}, not {value}.")
 
@@ -135,13 +146,15 @@ def _examined(
     progress: bool,
 ) -> Iterator[tuple[str, Findings, str]]:
     """The base first, which the others are compared with, then one model at a time: no more than two are in memory."""
-    from repnoise.analysis.findings import STEPS, STEPS_BESIDE_BASE, Base, Effort, examined
+    from repnoise.analysis.findings import STEPS_BESIDE_BASE, Base, Effort, examined
 
-    effort = Effort(config.seeds, config.tokens, config.reader_steps, config.spectrum, config.site)
+    effort = Effort(
+        config.seeds, config.tokens, config.reader_steps, config.spectrum, config.site, config.relearning_steps
+    )
     order = sorted(places, key=lambda title: title != BASE)
     beside = STEPS_BESIDE_BASE if BASE in places else 0
     base: Base | None = None
-    with _bar(len(order) * (STEPS + beside) - beside, progress) as step:
+    with _bar(len(order) * (effort.steps + beside) - beside, progress) as step:
         for title in order:
             model = loaded if places[title] == config.inputs.model else _opened(config.inputs, places[title])
             _require_same_tokens(codec, model, places[title])

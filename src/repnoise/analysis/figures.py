@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from repnoise.analysis.patching import Patching
     from repnoise.analysis.pca import Components
     from repnoise.analysis.probes import Probe
+    from repnoise.analysis.relearning import Relearning
     from repnoise.analysis.weights import WeightChanges
 
 BASE = "base"
@@ -282,3 +283,15 @@ def patching_figure(title: str, found: Sequence[Patching], both: tuple[str, str]
     curves += [plain_curve(receiver, layers, [found[0].receiver.mean] * len(layers))]
     curves += [plain_curve(donor, layers, [found[0].donor.mean] * len(layers))]
     return layer_panel(title, curves, look, "Log-probability of harmful completions", axis="patched layer")
+
+
+def relearning_figure(title: str, found: Relearning) -> Panel:
+    """Log-probability by the layer that was trained, a line for each number of steps; dotted, before any step, and
+    dashed, with all layers together."""
+    names = [f"{step} steps" for step in found.steps]
+    look = {name: Style(SERIES[i], "osD^"[i]) for i, name in enumerate(names)}
+    look |= {names[0]: Style(MUTED, "", ":"), "all layers": Style(INK, "", "--")}
+    by_step = zip(names, zip(*found.log_probability, strict=True), strict=True)
+    curves = [interval_curve(name, found.layers, own) for name, own in by_step]
+    curves += [plain_curve("all layers", found.layers, [found.together[-1].mean] * len(found.layers))]
+    return layer_panel(title, curves, look, "Log-probability of harmful completions", axis="trained layer")

@@ -22,6 +22,7 @@ from repnoise.analysis.material import HARMLESS, Material
 from repnoise.analysis.patching import Patching, patching
 from repnoise.analysis.pca import Components, principal_components
 from repnoise.analysis.probes import Probe, probe_layers
+from repnoise.analysis.relearning import Relearning, relearning
 from repnoise.analysis.states import example_means, sampled_tokens
 from repnoise.analysis.weights import WeightChanges, weight_changes
 from repnoise.data.tokenization import Codec
@@ -37,7 +38,8 @@ LENSES = ("raw", "tuned", "attacker's")
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one model. The last four are None or empty where there is no base to compare with."""
+    """Of one model. What stands after `groups` is None or empty where there is no base to compare with, or it was not
+    asked for."""
 
     lens: list[LensReading]
     answers: list[AnswerBits]
@@ -49,6 +51,7 @@ class Findings:
     similarity: list[BaseSimilarity] = field(default_factory=list)
     into: list[Patching] = field(default_factory=list)
     back: list[Patching] = field(default_factory=list)
+    relearning: list[Relearning] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Effort:
     reader_steps: int
     spectrum: bool
     site: Site
+    relearning_steps: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Of the progress bar, for one model."""
+        return STEPS + (self.relearning_steps > 0)
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,13 @@ def examined(
     ]
     harmful = torch.cat([means[group] for group in found.harmful])
     groups = group_distance(("harmful", HARMLESS), harmful, means[HARMLESS], layers)
+    again = []
+    if effort.relearning_steps and found.attacker:
+        step("relearning")
+        rows = found.rows[found.harmful[-1]]  # Those that nobody trained on, where there are any.
+        again = [relearning(loaded, found.attacker, rows, effort.relearning_steps)]
     beside = _beside(loaded, found, effort, step, base, means, layers) if base else {}
-    return Findings(readings, answers, components, probes, noise, groups, **beside), means
+    return Findings(readings, answers, components, probes, noise, groups, relearning=again, **beside), means
 
 
 def _readers(loaded: LoadedModel, found: Material, effort: Effort) -> dict[str, Reader]:

@@ -63,12 +63,12 @@ def patching(
     for places, inputs in batches(receiver, rows):
         modules = find_decoder(donor.model).modules_at(site, range(depth))
         with captured(modules) as states:
-            given[places] = _log_probability(donor, inputs)
-        before[places] = _log_probability(receiver, inputs)
+            given[places] = log_probability(donor, inputs)
+        before[places] = log_probability(receiver, inputs)
         for i, layers in enumerate(sets):
             own = find_decoder(receiver.model).modules_at(site, layers)
             with replaced(own, [states[layer] for layer in layers]):
-                found[i, places] = _log_probability(receiver, inputs)
+                found[i, places] = log_probability(receiver, inputs)
     gap = (given - before).mean().item()
     shares = [(values - before).mean().item() / gap if gap else None for values in found]
     intervals = tuple(bootstrap_interval(values.tolist()) for values in found)
@@ -97,7 +97,7 @@ def replaced(modules: Sequence[nn.Module], states: Sequence[Tensor]) -> Iterator
             handle.remove()
 
 
-def _log_probability(loaded: LoadedModel, inputs: dict[str, Tensor]) -> Tensor:
+def log_probability(loaded: LoadedModel, inputs: dict[str, Tensor]) -> Tensor:
     """(B,): the mean log-probability of each row's labelled tokens."""
     targets = next_token(inputs["labels"]).to(loaded.model.device)
     seen = {name: inputs[name].to(loaded.model.device) for name in ("input_ids", "attention_mask")}

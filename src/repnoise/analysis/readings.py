@@ -47,6 +47,7 @@ def sections(found: Found, words: Probe, look: Look) -> list[Section]:
         _answers(found),
         _lens(found),
         _patching(found),
+        _relearning(found),
         _weights(found, look),
         _similarity(found),
         _components(found),
@@ -139,6 +140,32 @@ def _patching(found: Found) -> Section:
         "make answers of the defended model's states, those states still hold them.",
         "States of another model may be foreign to the layers that get them, above all after a long training, so a "
         "patch that recovers nothing may only be misunderstood. Nor do layers add up: several may be needed at once.",
+    )
+
+
+def _relearning(found: Found) -> Section:
+    having = {name: again for name, one in found.items() for again in one.relearning}
+    shows = []
+    for name, again in having.items():
+        last = [points[-1].mean for points in again.log_probability]
+        start, best = again.together[0].mean, max(last)
+        shows.append(
+            f"{name}: {start:.2f} nats a token before any step; after {again.steps[-1]} steps {best:.2f} by the best "
+            f"layer ({again.layers[last.index(best)]}), {min(last):.2f} by the worst "
+            f"({again.layers[last.index(min(last))]}), {again.together[-1].mean:.2f} by all together."
+        )
+    return Section(
+        "relearning",
+        "Relearning: through which layer harm comes back",
+        "One layer at a time is trained on an attacker's harmful examples, the rest of the model being frozen, and the "
+        "completions of other prompts are read. Mean log-probability, nats a token; dashed, all layers trained "
+        "together.",
+        [[figures.relearning_figure(name, again) for name, again in having.items()]],
+        shows,
+        "Where training one layer brings the answers back nearly as fast as in the base, the others still hold what is "
+        "needed, and the defence is as deep as that layer.",
+        "One learning rate is used for every layer and model, and few steps: a layer through which nothing came back "
+        "may need others. In a model that never knew the answers, what comes back is the style of harmful answers.",
     )
 
 
