@@ -31,6 +31,17 @@ else **cannot be told**. The two sides of a difference are taken as independent,
 that is on the safe side. Claims that are "ours" are not the paper's. Nothing is corrected for the number of claims: of
 many, some are told wrongly by chance."""
 
+ONE_SEED = """\
+There is one seed. What is beyond chance here would be so for other prompts; another seed may tell otherwise."""
+
+COUNTED = {
+    "holds": "hold",
+    "does not hold": "do not hold",
+    "cannot be told": "cannot be told",
+    "not measured": "were not measured",
+}
+"""What is said of several claims, by the verdict on one."""
+
 SANDBOX = """\
 The sandbox is a toy world with a model of half a million parameters. It shows whether the paper's claims about the
 *method* hold in a place where everything is known, and says nothing about any real model."""
@@ -65,6 +76,7 @@ def _document(
         _made_by(study, setting, tables, failed),
         *([SANDBOX] if study.scale == "sandbox" else []),
         READING,
+        *([ONE_SEED] if len(setting.seeds) == 1 else []),
     ]
     if len(tables) > 1:
         parts += ["## Which claims hold", _overview(tables, numbers)]
@@ -83,12 +95,13 @@ def _made_by(study: PaperStudy, setting: Setting, tables: Mapping[str, Table], f
     records = [load_run(cell.path).record for cell in needed if (cell.path / "run.json").exists()]
     spent = sum(record.get("seconds", 0.0) for record in records)
     done = sum(finished(cell.path) for cell in needed)
+    seeds = f"{'Seed' if len(setting.seeds) == 1 else 'Seeds'} {', '.join(map(str, setting.seeds))}"
     lines = [
         f"    repnoise reproduce {study.name} --scale {study.scale}"
         + typed_options(study, ("name", "scale", "output_dir", "document", "jobs", "dry_run", "device", "executor")),
         "",
         f"{done:,} of {len(needed):,} cells are there; {spent / 3600:.1f} hours on one core. "
-        f"Seeds {', '.join(map(str, setting.seeds))}. {versions(records[0] if records else {})}".strip(),
+        f"{seeds}. {versions(records[0] if records else {})}".strip(),
     ]
     if failed:
         lines += ["", f"{len(failed)} cells failed."]
@@ -104,7 +117,7 @@ def _overview(tables: Mapping[str, Table], numbers: Mapping[str, Sequence[Number
             verdicts = [_verdict(claim, ours) for ours in numbers[name]]
             rows.append([_title(name), _text(claim), verdicts[0], verdicts[1] if len(verdicts) > 1 else "–"])
             counted += [] if claim.ours else [verdicts[0].partition(" (")[0]]
-    told = [f"{counted.count(word)} {word}" for word in ("holds", "does not hold", "cannot be told", "not measured")]
+    told = [f"{counted.count(verdict)} {words}" for verdict, words in COUNTED.items()]
     whose = "Where answers are told apart by whose data they were in, that is of those that were in nobody's."
     return (
         f"Of {len(counted)} claims of the paper: {', '.join(told)}. {whose}"
