@@ -34,13 +34,8 @@ many, some are told wrongly by chance."""
 ONE_SEED = """\
 There is one seed. What is beyond chance here would be so for other prompts; another seed may tell otherwise."""
 
-COUNTED = {
-    "holds": "hold",
-    "does not hold": "do not hold",
-    "cannot be told": "cannot be told",
-    "not measured": "were not measured",
-}
-"""What is said of several claims, by the verdict on one."""
+COUNTED = {"holds": "hold", "does not hold": "do not hold"}
+"""What is said of several claims, where it is another word than of one."""
 
 SANDBOX = """\
 The sandbox is a toy world with a model of half a million parameters. It shows whether the paper's claims about the
@@ -114,10 +109,11 @@ def _overview(tables: Mapping[str, Table], numbers: Mapping[str, Sequence[Number
         if name == "table-13":  # Table 6 again.
             continue
         for claim in table.claims:
-            verdicts = [_verdict(claim, ours) for ours in numbers[name]]
-            rows.append([_title(name), _text(claim), verdicts[0], verdicts[1] if len(verdicts) > 1 else "–"])
-            counted += [] if claim.ours else [verdicts[0].partition(" (")[0]]
-    told = [f"{counted.count(verdict)} {words}" for verdict, words in COUNTED.items()]
+            own = [_verdict(claim, ours) for ours in numbers[name]]
+            rows.append([_title(name), _text(claim), own[0], own[1] if len(own) > 1 else "–"])
+            counted += [] if claim.ours else [own[0].partition(" (")[0]]
+    verdicts = ("holds", "does not hold", "cannot be told", "not measured")
+    told = [f"{counted.count(verdict)} {COUNTED.get(verdict, verdict)}" for verdict in verdicts]
     whose = "Where answers are told apart by whose data they were in, that is of those that were in nobody's."
     return (
         f"Of {len(counted)} claims of the paper: {', '.join(told)}. {whose}"
