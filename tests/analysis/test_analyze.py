@@ -20,7 +20,8 @@ from repnoise.modeling import save
 from repnoise.runs import open_run, recording
 
 QUICK = {"examples": 20, "answers": 3, "seeds": 2, "tokens": 40, "reader_steps": 2, "relearning_steps": 2}
-RESULTS = ("lens", "answers", "components", "probes", "noise", "groups", "weights", "similarity", "into", "back", "relearning")
+BESIDE_BASE = ("weights", "similarity", "into", "back")
+RESULTS = ("lens", "answers", "components", "probes", "noise", "groups", *BESIDE_BASE, "relearning")
 
 
 class Page(HTMLParser):
