@@ -68,7 +68,7 @@ def test_every_result_is_a_file_that_has_every_model(done):
         text = (run.path / f"{name}.json").read_text()
         found = json.loads(text, parse_constant=pytest.fail)  # Called with NaN or Infinity.
         assert list(found) == ["defended", "base", "broken"]
-        alone = name in ("weights", "similarity", "into", "back", "relearning")
+        alone = name in BESIDE_BASE
         assert [bool(one) for one in found.values()] == [True, not alone, True], name
 
 
