@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # Configs must be cheap to import.
 
 BASE = "base"
 LEAST = {"examples": 5, "answers": 2, "seeds": 1, "tokens": 2, "reader_steps": 0, "relearning_steps": 0}
+"""The smallest value of each number."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,7 @@ class AnalyzeConfig:
     relearning_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("examples", 5),
-            ("answers", 2),
-            ("seeds", 1),
-            ("tokens", 2),
-            ("reader_steps", 0),
-            ("relearning_steps", 0),
-        ):
+        for name, least in LEAST.items():
             if (value := getattr(self, name)) < least:
                 raise RepnoiseError(f"{name} must be at least {least}, not {value}.")
 
@@ -148,9 +142,7 @@ def _examined(
     """The base first, which the others are compared with, then one model at a time: no more than two are in memory."""
     from repnoise.analysis.findings import STEPS_BESIDE_BASE, Base, Effort, examined
 
-    effort = Effort(
-        config.seeds, config.tokens, config.reader_steps, config.spectrum, config.site, config.relearning_steps
-    )
+    effort = Effort(**{part.name: getattr(config, part.name) for part in fields(Effort)})
     order = sorted(places, key=lambda title: title != BASE)
     beside = STEPS_BESIDE_BASE if BASE in places else 0
     base: Base | None = None

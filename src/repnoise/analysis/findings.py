@@ -63,7 +63,7 @@ class Effort:
     reader_steps: int
     spectrum: bool
     site: Site
-    relearning_steps: int = 0
+    relearning_steps: int
 
     @property
     def steps(self) -> int:
