@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from own_process import alone, resident
 
 from repnoise.data.sources import PairedData
 from repnoise.data.tokenization import Codec
@@ -35,9 +34,6 @@ from repnoise.evals.generation import Generation, generate
 from repnoise.inputs import Inputs
 from repnoise.judges import Completion, load_judge
 from repnoise.modeling import LoadedModel
-
-ONE_ARENA = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""Makes the C library give memory back that is freed, so that a process holds what its tensors take."""
 
 JUDGES = ("exact", "refusal")
 
@@ -92,18 +88,13 @@ def _options() -> argparse.Namespace:
 
 
 def _alone(name: str) -> dict[str, Any]:
-    """What a process of its own measured; where it ran out of memory or was killed, that."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_ARENA)
-    if done.returncode == 0:
-        return json.loads(done.stdout)
-    lines = done.stderr.strip().splitlines()
-    return {"what": name, "failed": lines[-1] if lines else f"ended by signal {-done.returncode}"}
+    """What a process of its own measured, or why it could not."""
+    return {"what": name} | alone(__file__, [*sys.argv[1:], "--only", name])
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each repetition, its texts and tokens, and the peak in bytes."""
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     loaded, data, codec = _opened(options.model, options.data)
     questions = EVALUATIONS["resistance"][1].questions(data)[: options.prompts]
     setting = Setting(loaded, data, codec, [question.prompt for question in questions], options.max_new_tokens)
@@ -114,7 +105,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         texts, tokens = work(setting)  # All of them end with numbers on the CPU, so there is no GPU to wait for.
         times.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident("VmHWM") - before
     return {"what": name, "seconds": times[1:], "texts": texts, "tokens": tokens, "peak_bytes": peak}
 
 
@@ -190,14 +181,6 @@ def table(results: list[dict[str, Any]]) -> str:
         cells += [f"{row['texts'] / median:,.0f}", f"{row['tokens'] / median:,.0f}" if row["tokens"] else ""]
         lines.append(f"| {row['what']} | {' | '.join(cells)} | {row['peak_bytes'] / 1e9:.3g} GB |")
     return "\n".join(lines)
-
-
-def _resident(field: str) -> int:
-    """Bytes of memory that the process has now ("VmRSS") or had at most ("VmHWM"); 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
 
 if __name__ == "__main__":

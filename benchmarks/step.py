@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -29,12 +26,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from own_process import alone, resident
 from torch import Tensor, nn
 
 VARIANTS = ("plain", "repnoise", "quarter", "literal")
 UNCOUNTED = 2
-ONE_ARENA = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""Makes the C library give memory back that is freed, so that a process holds what its tensors take."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +98,8 @@ def _options() -> argparse.Namespace:
 
 
 def _alone(only: str, shape: Shape, settings: list[str]) -> dict[str, Any]:
-    """What a process of its own measured; where it ran out of memory or was killed, that."""
-    command = [sys.executable, __file__, "--only", only, "--shape", json.dumps(asdict(shape)), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_ARENA)
-    if done.returncode == 0:
-        return json.loads(done.stdout)
-    lines = done.stderr.strip().splitlines()
-    return {"variant": only, "failed": lines[-1] if lines else f"ended by signal {-done.returncode}"}
+    """What a process of its own measured, or why it could not."""
+    return {"variant": only} | alone(__file__, ["--only", only, "--shape", json.dumps(asdict(shape)), *settings])
 
 
 def measured(variant: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +112,7 @@ def measured(variant: str, shape: Shape, options: argparse.Namespace) -> dict[st
     torch.manual_seed(0)
     tiny = SHAPES["tiny"]  # A step that imports all there is to import.
     STEPS[variant](llama(tiny, device), batch(tiny, 0, device), batch(tiny, 1, device)).backward()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     model = llama(shape, device)
     harmless, harmful = batch(shape, 0, device), batch(shape, 1, device)
     times = []
@@ -136,7 +127,7 @@ def measured(variant: str, shape: Shape, options: argparse.Namespace) -> dict[st
             torch.cuda.synchronize()
         if number >= UNCOUNTED:
             times.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM") - before
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - before
     return {"variant": variant, "seconds": times, "peak_bytes": peak}
 
 
@@ -282,14 +273,6 @@ def table(results: list[dict[str, Any]]) -> str:
         cells += [f"{row['peak_bytes'] / 1e9:.3g} GB", f"{floor}, {row['floor_seconds']:.3g} s"]
         lines.append(f"| {row['shape']} | {row['variant']} | {' | '.join(cells)} | {row['times_floor']:.2f} |")
     return "\n".join(lines)
-
-
-def _resident(field: str) -> int:
-    """Bytes of memory that the process has now ("VmRSS") or had at most ("VmHWM"); 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
 
 def _device_name(device: str) -> str:
